@@ -1,0 +1,280 @@
+"""GenerateConfig: the one model behind the Prefect UI form, the YAML file and the command line's flags.
+
+Nothing heavy is imported here: `python flows/generate.py --help` loads this file and little else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A section of the config: unknown fields are refused, values cannot change once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The model, and how it gets here."""
+
+    source: str
+    """Hub id (`Qwen/Qwen3-8B`), local folder, or `s3://bucket/folder/`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; pinned to its commit when downloaded. Default: the main branch."""
+    downloader: Literal["auto", "hub", "hfd"] = "auto"
+    """`hub`: huggingface_hub; `hfd`: aria2c with many connections; `auto`: hfd where aria2c is installed and a mirror
+    is set, else hub."""
+    endpoint: str | None = None
+    """A mirror of the hub, such as https://hf-mirror.com. Default: HF_ENDPOINT, then the hub itself."""
+    cache_dir: str | None = None
+    """Folder that downloaded models are kept in. Default: the Hugging Face cache."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Leave off unless you have read that code."""
+
+    @field_validator("source")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a hub id, a local folder or an s3:// folder")
+        return value
+
+
+class DatasetConfig(Section):
+    """The input dataset, and which fields of a record mean what."""
+
+    path: str
+    """File, glob or folder; local or s3://; .jsonl (.jsonl.gz, .jsonl.zst, .parquet, .csv)."""
+    shard_size: Annotated[int, Field(ge=1)] | None = None
+    """Records a shard. Default: a power of two that makes at most some hundreds of shards, minutes long each."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first so many records."""
+    messages_field: str = "messages"
+    """Field with the conversation: a list of {role, content}; a last assistant turn is the label."""
+    prompt_field: str = "prompt"
+    """Field with the prompt, for records without a conversation."""
+    label_field: str | None = None
+    """Field with the label. Default: `label`, then `answer`, then the conversation's last assistant turn."""
+    images_field: str = "images"
+    """Field with the record's images: a path, URL or data URI, or a list of them."""
+    videos_field: str = "videos"
+    """Field with the record's videos: a file, or a list of files or of lists of frames."""
+    id_field: str = "id"
+    """Field copied to the samples' `id`."""
+
+
+class PromptConfig(Section):
+    """How a record becomes the model's prompt."""
+
+    system: str | None = None
+    """System prompt; replaces the record's own system turn."""
+    template: str | None = None
+    """Jinja2 template over the record's fields (and `prompt`, the record's own prompt): it makes the last user turn."""
+    format: Literal["auto", "chat", "raw", "vision", "harmony"] = "auto"
+    """`chat`: the model's chat template; `raw`: the prompt as it is; `vision`: Qwen-VL; `harmony`: gpt-oss;
+    `auto`: by the model."""
+    enable_thinking: bool | None = None
+    """Passed to the chat template (Qwen3). Default: the template's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Any other arguments for the chat template."""
+    reasoning_effort: Literal["low", "medium", "high"] | None = None
+    """gpt-oss: how long it reasons. Default: medium."""
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    """Vision: images with fewer pixels are scaled up to so many."""
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    """Vision: images with more pixels are scaled down to so many."""
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """Vision: frames a second that are taken from a video. Default: qwen_vl_utils' 2."""
+    allow_remote_media: bool = False
+    """Vision: let records name media by http(s):// or s3://. Off, such a record becomes an error row."""
+    media_roots: list[str] = Field(default_factory=list)
+    """Vision: folders besides the dataset's own that local media may lie in; `/` allows any."""
+
+    @model_validator(mode="after")
+    def _pixels_in_order(self) -> PromptConfig:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels ({self.min_pixels}) is larger than max_pixels ({self.max_pixels})")
+        return self
+
+
+class StructuredConfig(Section):
+    """Structured output: exactly one of the three."""
+
+    json_schema: dict[str, Any] | None = None
+    """The completion is JSON that fits this schema."""
+    regex: str | None = None
+    """The completion matches this regular expression."""
+    choice: list[str] | None = None
+    """The completion is one of these strings."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StructuredConfig:
+        given = [name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"set exactly one of json_schema, regex, choice (set: {', '.join(given) or 'none'})")
+        return self
+
+
+class SamplingConfig(Section):
+    """Sampling settings by vLLM's names; unset fields take the model's generation_config.json, then vLLM's defaults."""
+
+    n: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Samples a record."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """Only the k likeliest tokens; -1 or 0: all."""
+    min_p: Rate | None = None
+    """Only tokens at least so likely, relative to the likeliest."""
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    """Above 1: repeated tokens are less likely."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Above 0: tokens that occurred are less likely."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Above 0: tokens are less likely the more often they occurred."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens a completion. Default: what the context leaves."""
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Fewest tokens a completion."""
+    stop: list[str] = Field(default_factory=list)
+    """Strings that end a completion, such as `</answer>`."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop string in `predict`."""
+    stop_token_ids: list[int] = Field(default_factory=list)
+    """Token ids that end a completion."""
+    ignore_eos: bool = False
+    """Generate on to max_tokens (benchmarks)."""
+    max_tokens_field: str | None = None
+    """Field of the record with a max_tokens of its own; it wins over max_tokens."""
+    seed: int | None = None
+    """With a seed, each sample's own is derived from it, original_index and sample_id, so a rerun asks for the same.
+    Default: unseeded, which is faster on GPUs."""
+    structured: StructuredConfig | None = None
+    """Constrain the output to a JSON schema, a regular expression or a choice."""
+
+
+class YarnConfig(Section):
+    """YaRN: a longer context than the model was trained for."""
+
+    factor: Annotated[float, Field(gt=1)]
+    """New maximum / original maximum."""
+    original_max_position_embeddings: Annotated[int, Field(ge=1)]
+    """The context the model was trained for, in tokens."""
+
+
+class EngineConfig(Section):
+    """The engines: how many, on what, and vLLM's own arguments by their names."""
+
+    kind: Literal["vllm", "openai"] = "vllm"
+    """`vllm`: engines of our own; `openai`: running servers with an OpenAI-compatible API."""
+    pool: Literal["local", "ray"] = "local"
+    """`local`: a process for each engine on this machine; `ray`: an actor for each on a Ray cluster."""
+    replicas: Annotated[int, Field(ge=1)] | None = None
+    """Engines. Default: all GPUs / GPUs a replica; 1 on a CPU."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share each layer of one replica."""
+    pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Groups of GPUs that hold successive layers of one replica."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Prompt and completion together, in tokens. Default: the model's."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    """Most sequences generated at once. Default: vLLM's for the device."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens a step. Default: vLLM's for the device."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the GPU's memory an engine may take. Default: vLLM's."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Weights and activations. `auto`: the model's own; float32 on a CPU without bfloat16 instructions."""
+    quantization: str | None = None
+    """vLLM's quantization method, such as `fp8`. Default: the model's own."""
+    enforce_eager: bool | None = None
+    """No CUDA graphs and no compilation: a quicker start, slower generation. Default: on for CPUs only."""
+    enable_prefix_caching: bool = True
+    """Share the computed prefix of prompts that begin alike."""
+    yarn: YarnConfig | None = None
+    """Stretch the context by YaRN."""
+    limit_mm_per_prompt: dict[str, int] = Field(default_factory=dict)
+    """Most media items a prompt, such as {"image": 8}. Default: vLLM's."""
+    stall_timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds without a token, requests in flight, after which an engine counts as hung and is restarted."""
+    start_timeout: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds that an engine may take to be ready."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Any other vLLM engine argument, by its name."""
+    base_urls: list[str] = Field(default_factory=list)
+    """openai: the servers, such as http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = None
+    """openai: the environment variable that holds the API key."""
+
+    @model_validator(mode="after")
+    def _servers_named(self) -> EngineConfig:
+        if self.kind == "openai" and not self.base_urls:
+            raise ValueError("kind 'openai' needs base_urls")
+        return self
+
+    @property
+    def gpus_per_replica(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class OutputConfig(Section):
+    """Where the dataset goes, and in what form."""
+
+    path: str
+    """Folder; local or s3://. A rerun with the same folder does only what is missing."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """Format of the merged data."""
+    compression: Literal["none", "zstd"] = "none"
+    """Compression of the merged data."""
+    keep_fields: list[str] = Field(default_factory=list)
+    """Fields of the record that are copied to its samples."""
+    chunk_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds between two checkpoints of a shard under way: at most so much work is lost in a crash."""
+
+
+class ValidationConfig(Section):
+    """Gates on the finished dataset; one that fails, fails the run (the files stay)."""
+
+    max_error_rate: Rate = 0.0
+    """Most samples that may be errors, as a share of all."""
+    max_truncated_rate: Rate = 1.0
+    """Most samples that may be cut by max_tokens, as a share of all."""
+    max_empty_rate: Rate = 1.0
+    """Most samples that may be empty, as a share of all."""
+    answer_format: Literal["none", "par", "regex", "json_schema"] = "none"
+    """What `predict` must look like: `par`: `<answer>…</answer>`; `regex`: answer_pattern; `json_schema`:
+    answer_schema."""
+    answer_pattern: str | None = None
+    """For `regex`: its first group (or the whole match) is the answer."""
+    answer_schema: dict[str, Any] | None = None
+    """For `json_schema`: the schema."""
+    max_format_error_rate: Rate = 1.0
+    """Most samples that may break answer_format, as a share of all."""
+    label_match: Literal["none", "exact", "number", "regex"] = "none"
+    """How `answer` is compared with `label`: as text, as the last number in it, or with the label as a pattern."""
+    min_accuracy: Rate = 0.0
+    """Least share of samples whose answer matches the label."""
+
+    @model_validator(mode="after")
+    def _format_has_its_field(self) -> ValidationConfig:
+        needs = {"regex": "answer_pattern", "json_schema": "answer_schema"}.get(self.answer_format)
+        if needs and getattr(self, needs) is None:
+            raise ValueError(f"answer_format '{self.answer_format}' needs {needs}")
+        return self
+
+
+class GenerateConfig(Section):
+    """A whole run: what generates what from what, and when the result counts as good."""
+
+    model: ModelConfig
+    dataset: DatasetConfig
+    prompt: PromptConfig = PromptConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    output: OutputConfig
+    validation: ValidationConfig = ValidationConfig()

@@ -1,0 +1,10 @@
+"""Errors that a person is meant to read."""
+
+from __future__ import annotations
+
+
+class RunError(Exception):
+    """Something a person must change before the run can go on; shown as its one line, without a traceback.
+
+    The message names the file, field or setting and says what to do. Not retried: a retry would meet it again.
+    """

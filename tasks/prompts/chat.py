@@ -1,0 +1,116 @@
+"""Text models: the model's own chat template, or the prompt as it is; `<think>…</think>` split off the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from tasks.config import PromptConfig
+from tasks.prompts.base import Completion, Parsed, Prompt
+from tasks.prompts.conversation import Conversation, text_of
+from tasks.records import Json, RecordError
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+class ChatFormat:
+    """The chat template that comes with the model, applied to the conversation."""
+
+    def __init__(self, model_path: str, config: PromptConfig, trust_remote_code: bool = False) -> None:
+        self.engine_args: Json = {}
+        self.sampling_args: Json = {}
+        self._tokenizer = load_tokenizer(model_path, trust_remote_code)
+        self._kwargs = dict(config.chat_template_kwargs)
+        if config.enable_thinking is not None:
+            self._kwargs["enable_thinking"] = config.enable_thinking
+
+    def render(self, conversation: Conversation) -> Prompt:
+        messages = [_plain(message, conversation.where) for message in conversation.messages]
+        tools = conversation.fields.get("tools")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                tools=tools if isinstance(tools, list) and tools else None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **self._kwargs,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
+            raise RecordError("template_error", f"{conversation.where}: the chat template refuses: {error}") from error
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return Prompt(text=text, token_ids=token_ids, length=len(token_ids))
+
+    def parse(self, completion: Completion, prompt: Prompt) -> Parsed:
+        return parse_thinking(completion, prompt)
+
+
+class RawFormat:
+    """The prompt's text as it is, for base models and prompts that are already rendered."""
+
+    def __init__(self, model_path: str, trust_remote_code: bool = False) -> None:
+        self.engine_args: Json = {}
+        self.sampling_args: Json = {}
+        self._tokenizer = load_tokenizer(model_path, trust_remote_code)
+
+    def render(self, conversation: Conversation) -> Prompt:
+        turns = [m for m in conversation.messages if m["role"] != "system"]
+        if conversation.kind == "messages" and len(turns) != 1:
+            message = (
+                f"{conversation.where}: prompt.format raw takes one turn, the record has {len(turns)}: "
+                "use a model with a chat template, or prompt.template"
+            )
+            raise RecordError("malformed_record", message)
+        text = "".join(text_of(m["content"]) for m in conversation.messages)
+        token_ids = self._tokenizer.encode(text)
+        return Prompt(text=text, token_ids=token_ids, length=len(token_ids))
+
+    def parse(self, completion: Completion, prompt: Prompt) -> Parsed:
+        return parse_thinking(completion, prompt)
+
+
+def parse_thinking(completion: Completion, prompt: Prompt) -> Parsed:
+    """Split `<think>…</think>` into reasoning and predict.
+
+    The tag may have been opened by the template at the prompt's end. Never closed, all of it is reasoning: the model
+    was cut while it thought.
+    """
+    text = completion.text
+    opened = prompt.text.rstrip().endswith(OPEN)
+    body = text.lstrip()
+    if body.startswith(OPEN):
+        opened, text = True, body.removeprefix(OPEN)
+    if not opened and CLOSE not in text:
+        return Parsed(completion.text, None, completion.finish_reason)
+    reasoning, closed, predict = text.partition(CLOSE)
+    if not closed:
+        predict = ""
+    return Parsed(predict.lstrip("\n") if closed else "", reasoning.strip("\n"), completion.finish_reason)
+
+
+def load_tokenizer(model_path: str, trust_remote_code: bool) -> Any:
+    """The model's tokenizer, from local files only."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def has_chat_template(model_path: str) -> bool:
+    """Whether the model's files hold a chat template."""
+    folder = Path(model_path)
+    if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
+        return True
+    tokenizer_config = folder / "tokenizer_config.json"
+    return tokenizer_config.exists() and '"chat_template"' in tokenizer_config.read_text(encoding="utf-8")
+
+
+def _plain(message: Json, where: str) -> Json:
+    """The message with text content; templates of text models cannot take parts."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    media = sorted({part["type"] for part in content} - {"text"})
+    if media:
+        raise RecordError("unsupported_media", f"{where}: this model takes no {', '.join(media)}")
+    return {**message, "content": text_of(content)}

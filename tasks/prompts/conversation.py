@@ -1,0 +1,182 @@
+"""A record as a conversation: what is asked of the model, before any model's own format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tasks.config import DatasetConfig, PromptConfig
+from tasks.records import Json, Record, RecordError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+Message = Json
+"""{"role": one of ROLES, "content": str or list of parts}, plus whatever the record's turn holds (tool_calls, name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a record asks.
+
+    `messages` never ends with the label: a last assistant turn has been taken off and is `label`. `kind` is
+    "prompt" where the record had a bare prompt, which is then the one user turn. `images` and `videos` are the record's
+    media fields as lists, not yet placed in the messages. `fields` is the whole record.
+    """
+
+    kind: Literal["messages", "prompt"]
+    messages: list[Message]
+    label: Any
+    id: Any
+    where: str
+    fields: Json = field(default_factory=dict)
+    images: list[Any] = field(default_factory=list)
+    videos: list[Any] = field(default_factory=list)
+
+
+def read_conversation(record: Record, dataset: DatasetConfig, prompt: PromptConfig) -> Conversation:
+    """The record's conversation, with `prompt.system` and `prompt.template` applied.
+
+    Raises RecordError("malformed_record") naming file, line and field for a wrong type, an unknown role or no prompt.
+    """
+    fields = record.fields
+    kind: Literal["messages", "prompt"]
+    label: Any = None
+    if fields.get(dataset.messages_field) is not None:
+        kind = "messages"
+        messages, label = _split_label(_messages(record, dataset.messages_field))
+    elif fields.get(dataset.prompt_field) is not None:
+        kind = "prompt"
+        messages = [{"role": "user", "content": _prompt_text(record, dataset.prompt_field)}]
+    elif prompt.template is not None:
+        kind, messages = "prompt", [{"role": "user", "content": ""}]
+    else:
+        raise _malformed(record, f"has neither '{dataset.messages_field}' nor '{dataset.prompt_field}'")
+    messages = _apply_template(record, messages, prompt.template)
+    _require_content(record, messages)
+    if prompt.system is not None:
+        messages = [{"role": "system", "content": prompt.system}, *(m for m in messages if m["role"] != "system")]
+    return Conversation(
+        kind=kind,
+        messages=messages,
+        label=_label(fields, dataset.label_field, label),
+        id=fields.get(dataset.id_field),
+        where=record.where,
+        fields=fields,
+        images=_as_list(fields.get(dataset.images_field)),
+        videos=_as_list(fields.get(dataset.videos_field)),
+    )
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: the string, or its text parts joined."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def check_template(source: str) -> None:
+    """Raise jinja2.TemplateError where the template cannot be compiled."""
+    _compile(source)
+
+
+def _messages(record: Record, name: str) -> list[Message]:
+    messages = record.fields[name]
+    if not isinstance(messages, list):
+        raise _malformed(record, f"'{name}' must be a list, got {type(messages).__name__}")
+    if not messages:
+        raise RecordError("empty_prompt", f"{record.where}: '{name}' is empty")
+    for number, message in enumerate(messages):
+        _check_message(record, f"{name}[{number}]", message)
+    return [dict(m) for m in messages]
+
+
+def _check_message(record: Record, name: str, message: Any) -> None:
+    if not isinstance(message, dict):
+        raise _malformed(record, f"'{name}' must be an object, got {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise _malformed(record, f"'{name}.role' must be one of {', '.join(ROLES)}, got {role!r}")
+    content = message.get("content")
+    if content is None and role == "assistant" and (message.get("tool_calls") or message.get("function_call")):
+        return
+    if isinstance(content, list):
+        for part_number, part in enumerate(content):
+            _check_part(record, f"{name}.content[{part_number}]", part)
+    elif not isinstance(content, str):
+        raise _malformed(record, f"'{name}.content' must be text or a list of parts, got {type(content).__name__}")
+
+
+def _check_part(record: Record, name: str, part: Any) -> None:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise _malformed(record, f"'{name}' must be an object with a 'type'")
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        raise _malformed(record, f"'{name}.text' must be text, got {type(part.get('text')).__name__}")
+
+
+def _split_label(messages: list[Message]) -> tuple[list[Message], Any]:
+    if messages[-1]["role"] != "assistant":
+        return messages, None
+    content = messages[-1].get("content")
+    return messages[:-1], text_of(content) if content is not None else None
+
+
+def _prompt_text(record: Record, name: str) -> str:
+    value = record.fields[name]
+    if not isinstance(value, str):
+        raise _malformed(record, f"'{name}' must be text, got {type(value).__name__}")
+    return value
+
+
+def _apply_template(record: Record, messages: list[Message], template: str | None) -> list[Message]:
+    if template is None:
+        return messages
+    last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
+    own = text_of(messages[last_user]["content"]) if last_user is not None else ""
+    try:
+        text = _compile(template).render({**record.fields, "prompt": own})
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise RecordError("template_error", f"{record.where}: prompt.template: {error}") from error
+    if last_user is None:
+        return [*messages, {"role": "user", "content": text}]
+    content = messages[last_user]["content"]
+    media = [] if isinstance(content, str) else [part for part in content if part["type"] != "text"]
+    new: Any = [*media, {"type": "text", "text": text}] if media else text
+    return [*messages[:last_user], {**messages[last_user], "content": new}, *messages[last_user + 1 :]]
+
+
+@lru_cache(maxsize=8)
+def _compile(source: str) -> Any:
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(source)
+
+
+def _require_content(record: Record, messages: list[Message]) -> None:
+    """A conversation that asks nothing would be paid for and worthless."""
+    asked = [m for m in messages if m["role"] != "system"]
+    if not asked:
+        raise RecordError("empty_prompt", f"{record.where}: nothing is asked: no turn but the system's or the label's")
+    if all(isinstance(m.get("content"), str) and not cast(str, m["content"]).strip() for m in asked):
+        raise RecordError("empty_prompt", f"{record.where}: the prompt is empty")
+
+
+def _label(fields: Json, name: str | None, from_messages: Any) -> Any:
+    if name is not None:
+        return fields.get(name)
+    for candidate in ("label", "answer"):
+        if fields.get(candidate) is not None:
+            return fields[candidate]
+    return from_messages
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _malformed(record: Record, what: str) -> RecordError:
+    return RecordError("malformed_record", f"{record.where}: {what}")

@@ -1,0 +1,226 @@
+"""What the files of a run hold: records in, samples and error rows out, and the manifests that vouch for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = dict[str, Any]
+
+
+class RecordError(Exception):
+    """A record (or one of its samples) cannot be made; it becomes a row of errors.jsonl and the run goes on.
+
+    `kind` is one of the short kinds that `errors.jsonl` uses, such as `malformed_record` or `prompt_too_long`;
+    the message tells a person what to do about it.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the input dataset.
+
+    `original_index` is its 0-based position in the whole dataset, `digest` a hash of the line's bytes, `where` the
+    file and 1-based line number for messages. `fields` is the parsed object.
+    """
+
+    original_index: int
+    digest: str
+    where: str
+    fields: Json
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A line that is not a record: not JSON, or not an object. Same place in the dataset, nothing to generate."""
+
+    original_index: int
+    digest: str
+    where: str
+    error: RecordError
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion of a record: a row of data.jsonl."""
+
+    original_index: int
+    sample_id: int
+    id: Any
+    prompt: str
+    label: Any
+    predict: str
+    reasoning: str | None
+    answer: str | None
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    extra: Json = field(default_factory=dict)
+
+    def row(self) -> Json:
+        """The row as written: field order is part of the format, `id` only where the record has one."""
+        row: Json = {"original_index": self.original_index, "sample_id": self.sample_id}
+        if self.id is not None:
+            row["id"] = self.id
+        row |= {
+            "prompt": self.prompt,
+            "label": self.label,
+            "predict": self.predict,
+            "reasoning": self.reasoning,
+            "answer": self.answer,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+        return row | self.extra
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """A sample that could not be made: a row of errors.jsonl."""
+
+    original_index: int
+    sample_id: int
+    error: str
+    message: str
+
+    def row(self) -> Json:
+        return {
+            "original_index": self.original_index,
+            "sample_id": self.sample_id,
+            "error": self.error,
+            "message": self.message,
+        }
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FilePart(_File):
+    """A byte range of one input file, made of whole lines. `first_line` is the 1-based number of its first line."""
+
+    path: str
+    start: int
+    end: int
+    first_line: int = 1
+
+
+class Shard(_File):
+    """A contiguous range of `records` records from `start` (an original_index) on, as byte ranges of the input.
+
+    `sha256` is the hash of those bytes, in order: what the shard's results depend on besides the settings.
+    """
+
+    index: int
+    start: int
+    records: int
+    sha256: str
+    parts: tuple[FilePart, ...]
+
+    @property
+    def name(self) -> str:
+        """`00012`: the stem of the shard's files."""
+        return f"{self.index:05d}"
+
+
+class DatasetManifest(_File):
+    """What split_dataset found: `sha256` is the hash of all input bytes, in the order of `files`."""
+
+    files: tuple[str, ...]
+    bytes: int
+    records: int
+    blank_lines: int
+    sha256: str
+    shard_size: int
+    shards: tuple[Shard, ...]
+
+
+class ModelManifest(_File):
+    """A model that is there: `path` is its local folder, `identity` its commit (hub) or the hash of its files."""
+
+    source: str
+    path: str
+    identity: str
+    revision: str | None = None
+
+
+class FileManifest(_File):
+    """A finished file, by name relative to the manifest's folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+class Tally(BaseModel):
+    """Counts over samples that add up: of a shard, or of a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    samples: int = 0
+    errors: int = 0
+    errors_by_kind: dict[str, int] = Field(default_factory=dict)
+    finish_reasons: dict[str, int] = Field(default_factory=dict)
+    empty: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def truncated(self) -> int:
+        """Samples that were cut at `max_tokens` or the context's end."""
+        return self.finish_reasons.get("length", 0)
+
+    def add_row(self, row: Json, cached_tokens: int = 0) -> None:
+        """Count one row, of data.jsonl or errors.jsonl."""
+        if "error" in row and "predict" not in row:
+            self.errors += 1
+            _bump(self.errors_by_kind, row["error"])
+            return
+        self.samples += 1
+        _bump(self.finish_reasons, row["finish_reason"])
+        self.empty += not row["predict"].strip()
+        self.prompt_tokens += row["prompt_tokens"]
+        self.completion_tokens += row["completion_tokens"]
+        self.cached_tokens += cached_tokens
+
+    def add(self, other: Tally) -> None:
+        """Add another tally's counts to this one's."""
+        for name in ("samples", "errors", "empty", "prompt_tokens", "cached_tokens", "completion_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("errors_by_kind", "finish_reasons"):
+            for key, count in getattr(other, name).items():
+                _bump(getattr(self, name), key, count)
+
+
+def _bump(counts: dict[str, int], key: str, by: int = 1) -> None:
+    counts[key] = counts.get(key, 0) + by
+
+
+class ShardManifest(_File):
+    """What a finished shard holds. The shard is believed only while both files have these sizes and hashes."""
+
+    version: int = 1
+    key: str
+    index: int
+    start: int
+    records: int
+    n: int
+    sha256: str
+    data: FileManifest
+    errors: FileManifest
+    tally: Tally
+    resumed_samples: int = 0
+    engine: str = ""
+    started_at: float = 0.0
+    seconds: float = 0.0

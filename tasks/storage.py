@@ -1,0 +1,195 @@
+"""Files of a run, on local disk or s3:// alike: whole reads, atomic writes, listing, removal.
+
+A name appears only when its content is complete: on disk by a temporary file and a rename, on S3 as objects do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol, cast
+
+import fsspec
+
+COPY_BYTES = 8 << 20
+_TEMPORARY = ".tmp-"
+
+
+class Storage(Protocol):
+    """A folder. Names are relative to it and use `/`."""
+
+    root: str
+
+    def read(self, name: str) -> bytes:
+        """The whole content. Raises FileNotFoundError."""
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file to read from its start. Raises FileNotFoundError."""
+
+    def writer(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file that appears, whole, when the block ends without an exception, and not at all otherwise."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files right below `folder`, sorted; none where there is no such folder."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes, or None where there is no such file."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder with all below it; nothing happens where there is none."""
+
+
+def open_storage(root: str) -> Storage:
+    """The folder at a local path or `s3://bucket/folder`; a local one need not exist yet."""
+    if is_remote(root):
+        return RemoteStorage(root)
+    return LocalStorage(root)
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path names an object store rather than this machine's disk."""
+    return "://" in path and not path.startswith("file://")
+
+
+def write(storage: Storage, name: str, content: bytes) -> None:
+    """Write a whole file, atomically."""
+    with storage.writer(name) as file:
+        file.write(content)
+
+
+def sha256_of(storage: Storage, name: str) -> str:
+    """Hex sha256 of a file's content, in constant memory. Raises FileNotFoundError."""
+    digest = hashlib.sha256()
+    with storage.open(name) as file:
+        while block := file.read(COPY_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class LocalStorage:
+    """A folder on a disk of this machine."""
+
+    def __init__(self, root: str) -> None:
+        self.root = str(Path(root.removeprefix("file://")).expanduser().absolute())
+
+    def read(self, name: str) -> bytes:
+        return self._path(name).read_bytes()
+
+    def open(self, name: str) -> IO[bytes]:
+        return self._path(name).open("rb")
+
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[IO[bytes]]:
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            entries = list(os.scandir(self._path(folder)))
+        except FileNotFoundError:
+            return []
+        return sorted(e.name for e in entries if e.is_file() and not e.name.startswith(_TEMPORARY))
+
+    def size(self, name: str) -> int | None:
+        try:
+            return self._path(name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> None:
+        path = self._path(name)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root, name)
+
+
+class RemoteStorage:
+    """A folder of an object store behind fsspec. Credentials come from the store's usual places, never from us."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        # Listings are not cached: another process (an engine) writes below the same folder.
+        self._fs, self._base = _filesystem(self.root)
+
+    def read(self, name: str) -> bytes:
+        return cast(bytes, self._fs.cat_file(self._path(name)))
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        return cast("contextlib.AbstractContextManager[IO[bytes]]", self._fs.open(self._path(name), "rb"))
+
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[IO[bytes]]:
+        file = self._fs.open(self._path(name), "wb", autocommit=False)
+        try:
+            yield file
+            file.close()
+            file.commit()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            raise
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            entries = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file")
+
+    def size(self, name: str) -> int | None:
+        try:
+            return cast(int, self._fs.info(self._path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._path(name), recursive=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self._base}/{name}" if name else self._base
+
+
+def _filesystem(root: str) -> tuple[Any, str]:
+    options: dict[str, Any] = {"use_listings_cache": False} if root.startswith("s3://") else {}
+    fs, base = fsspec.core.url_to_fs(root, **options)
+    return fs, str(base)
+
+
+def open_range(path: str, start: int, end: int) -> Iterator[bytes]:
+    """The bytes [start, end) of a local or remote file, in blocks of at most COPY_BYTES.
+
+    Raises FileNotFoundError; yields less than asked for where the file is shorter now.
+    """
+    with open_input(path) as file:
+        file.seek(start)
+        left = end - start
+        while left > 0 and (block := file.read(min(COPY_BYTES, left))):
+            left -= len(block)
+            yield block
+
+
+def open_input(path: str) -> IO[bytes]:
+    """An input file, local or remote, to read and seek in."""
+    if is_remote(path):
+        return cast("IO[bytes]", fsspec.open(path, "rb", cache_type="readahead", block_size=COPY_BYTES).open())
+    return Path(path.removeprefix("file://")).expanduser().open("rb")
