@@ -163,7 +163,13 @@ class FileManifest(_File):
 
 
 class Tally(BaseModel):
-    """Counts over samples that add up: of a shard, or of a run."""
+    """Counts over samples that add up: of a shard, or of a run.
+
+    `graded` samples have a label, `correct` of them match it; `format_errors` break `validation.answer_format`.
+    `records_graded` records have a label; `pass_at[k]` is the sum of their pass@k, `majority_correct` counts those
+    whose commonest answer is right. A graded record's errors count as wrong in both. The lengths are histograms:
+    samples by the lower edge of their bin (`length_bin`).
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -175,6 +181,14 @@ class Tally(BaseModel):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    prompt_lengths: dict[int, int] = Field(default_factory=dict)
+    completion_lengths: dict[int, int] = Field(default_factory=dict)
+    format_errors: int = 0
+    graded: int = 0
+    correct: int = 0
+    records_graded: int = 0
+    pass_at: dict[int, float] = Field(default_factory=dict)
+    majority_correct: int = 0
 
     @property
     def truncated(self) -> int:
@@ -182,7 +196,7 @@ class Tally(BaseModel):
         return self.finish_reasons.get("length", 0)
 
     def add_row(self, row: Json, cached_tokens: int = 0) -> None:
-        """Count one row, of data.jsonl or errors.jsonl."""
+        """Count one row, of data.jsonl or errors.jsonl; tasks.tally adds what a row alone does not tell."""
         if "error" in row and "predict" not in row:
             self.errors += 1
             _bump(self.errors_by_kind, row["error"])
@@ -193,22 +207,47 @@ class Tally(BaseModel):
         self.prompt_tokens += row["prompt_tokens"]
         self.completion_tokens += row["completion_tokens"]
         self.cached_tokens += cached_tokens
+        _bump(self.prompt_lengths, length_bin(row["prompt_tokens"]))
+        _bump(self.completion_lengths, length_bin(row["completion_tokens"]))
 
     def add(self, other: Tally) -> None:
         """Add another tally's counts to this one's."""
-        for name in ("samples", "errors", "empty", "prompt_tokens", "cached_tokens", "completion_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("errors_by_kind", "finish_reasons"):
-            for key, count in getattr(other, name).items():
-                _bump(getattr(self, name), key, count)
+        for name in type(self).model_fields:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if not isinstance(mine, dict):
+                setattr(self, name, mine + theirs)
+                continue
+            for key, count in theirs.items():
+                _bump(mine, key, count)
 
 
-def _bump(counts: dict[str, int], key: str, by: int = 1) -> None:
+def length_bin(tokens: int) -> int:
+    """The lower edge of a length's bin: 0, 1, 2, 3, 4, 6, 8, 12, 16, 24 … (two bins a power of two)."""
+    if tokens < 4:
+        return tokens
+    power: int = 1 << (tokens.bit_length() - 1)
+    return power + power // 2 if tokens >= power + power // 2 else power
+
+
+def _bump(counts: dict[Any, Any], key: Any, by: float = 1) -> None:
     counts[key] = counts.get(key, 0) + by
 
 
+class Span(_File):
+    """`completion_tokens` of finished samples that an engine made in `seconds` from `start` (Unix time) on."""
+
+    engine: str
+    start: float
+    seconds: float
+    completion_tokens: int
+
+
 class ShardManifest(_File):
-    """What a finished shard holds. The shard is believed only while both files have these sizes and hashes."""
+    """What a finished shard holds. The shard is believed only while both files have these sizes and hashes.
+
+    `grading` says which validation settings the answers and the tally are by (tasks.tally.grading_key). `timeline` has
+    one span a checkpoint, in order of time.
+    """
 
     version: int = 1
     key: str
@@ -224,3 +263,5 @@ class ShardManifest(_File):
     engine: str = ""
     started_at: float = 0.0
     seconds: float = 0.0
+    grading: str = ""
+    timeline: tuple[Span, ...] = ()
