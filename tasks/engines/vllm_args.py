@@ -1,0 +1,112 @@
+"""The config in vLLM's terms: engine arguments and sampling arguments, as plain dicts. Nothing of vLLM is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tasks.config import EngineConfig, SamplingConfig, YarnConfig
+from tasks.engines.base import EngineSpec
+from tasks.records import Json
+
+_SAME_NAME = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "gpu_memory_utilization",
+    "quantization",
+    "enforce_eager",
+    "enable_prefix_caching",
+)
+_SAMPLING_SAME_NAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+    "min_tokens",
+)
+
+
+def engine_args(spec: EngineSpec, format_args: Json, cpu: bool) -> Json:
+    """Arguments for vLLM's EngineArgs. `extra` wins over our fields, `overrides` (gentler settings) over all."""
+    engine = spec.config.engine
+    args: Json = {
+        "model": spec.model_path,
+        "trust_remote_code": spec.config.model.trust_remote_code,
+        "dtype": resolve_dtype(engine.dtype, cpu),
+    }
+    args |= {name: value for name in _SAME_NAME if (value := getattr(engine, name)) is not None}
+    if cpu:
+        args.setdefault("enforce_eager", True)
+    if engine.limit_mm_per_prompt:
+        args["limit_mm_per_prompt"] = engine.limit_mm_per_prompt
+    if engine.yarn is not None:
+        args["hf_overrides"] = yarn_overrides(spec.model_path, engine.yarn)
+    return args | format_args | engine.extra | spec.overrides
+
+
+def sampling_args(config: SamplingConfig, defaults: Json, format_args: Json) -> Json:
+    """Arguments for SamplingParams that all requests share: the model's defaults, the format's, then the user's."""
+    args = dict(defaults)
+    args |= {name: value for name in _SAMPLING_SAME_NAME if (value := getattr(config, name)) is not None}
+    if config.stop:
+        args |= {"stop": config.stop, "include_stop_str_in_output": config.include_stop_str_in_output}
+    if config.ignore_eos:
+        args["ignore_eos"] = True
+    args |= format_args
+    stop_ids = {*defaults.get("stop_token_ids", ()), *config.stop_token_ids, *format_args.get("stop_token_ids", ())}
+    if stop_ids:
+        args["stop_token_ids"] = sorted(stop_ids)
+    return args
+
+
+def yarn_overrides(model_path: str, yarn: YarnConfig) -> Json:
+    """vLLM's `hf_overrides` for YaRN (transformers 5's `rope_parameters`), nested where the text model's config is."""
+    config = json.loads(Path(model_path, "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or config
+    rope = text.get("rope_parameters") or {}
+    overrides: Json = {
+        "rope_parameters": {
+            **{name: value for name, value in rope.items() if name != "type"},
+            "rope_type": "yarn",
+            "rope_theta": rope.get("rope_theta") or text.get("rope_theta", 10000.0),
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+        },
+        "max_position_embeddings": int(yarn.original_max_position_embeddings * yarn.factor),
+    }
+    return {"text_config": overrides} if config.get("text_config") else overrides
+
+
+def resolve_dtype(dtype: str, cpu: bool) -> str:
+    """`auto` on a CPU that has no bfloat16 instructions is float32, which is several times faster there."""
+    if dtype == "auto" and cpu and not _cpu_has_bfloat16():
+        return "float32"
+    return dtype
+
+
+def cpu_environment(engine: EngineConfig) -> dict[str, str]:
+    """vLLM's environment variables for an engine on a CPU; what the user has set stays."""
+    settings = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; unset, vLLM takes a large share of the memory
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # unset, one core is kept idle
+    }
+    if engine.gpus_per_replica == 1:
+        # One process starts eight times sooner than three; on a CPU nothing is gained by the others.
+        settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    return {name: value for name, value in settings.items() if name not in os.environ}
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,272 @@
+"""A vLLM engine fed continuously. The one module that imports vllm.
+
+Two ways to run the same engine: on GPUs `AsyncLLM`, whose core runs in a process of its own and so hides our work from
+the GPU; on a CPU `LLMEngine`, stepped by a thread of ours, which starts eight times sooner and computes as fast.
+Outputs are asked for once, when final, and the n samples of a record are one request: its prompt is computed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import vllm
+from vllm import SamplingParams, TokensPrompt
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError as VLLMDeadError
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from tasks.config import SamplingConfig, StructuredConfig
+from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
+from tasks.engines.vllm_args import engine_args, sampling_args
+from tasks.prompts import make_format
+from tasks.prompts.base import Completion, Prompt, PromptFormat
+from tasks.prompts.conversation import Conversation
+from tasks.records import Json, RecordError
+
+
+class VLLMEngine:
+    """One model replica on the GPUs that this process can see, or on its CPU."""
+
+    def __init__(self, core: _Core, prompt_format: PromptFormat, sampling: SamplingConfig) -> None:
+        config = core.vllm_config
+        self._core = core
+        self._format = prompt_format
+        self._max_model_len: int = config.model_config.max_model_len
+        self._sampling_args = sampling_args(
+            sampling, config.model_config.get_diff_sampling_param(), prompt_format.sampling_args
+        )
+        self._sampling_args["output_kind"] = RequestOutputKind.FINAL_ONLY
+        self._structured = sampling.structured
+        self._params(Ask(n=1), Prompt(text="", token_ids=[0], length=1))  # a wrong setting shows here, not per record
+        self.max_num_seqs: int = config.scheduler_config.max_num_seqs
+        self.facts: Json = {
+            "vllm": vllm.__version__,
+            "device": current_platform.get_device_name() if not current_platform.is_cpu() else "cpu",
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "max_model_len": self._max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "gpu_memory_utilization": config.cache_config.gpu_memory_utilization,
+        }
+
+    @classmethod
+    async def start(cls, spec: EngineSpec) -> VLLMEngine:
+        """Load the model. Raises what vLLM raises for arguments or memory that do not do."""
+        config = spec.config
+        prompt_format = make_format(
+            spec.model_path, config.prompt, list(spec.dataset_roots), config.model.trust_remote_code
+        )
+        cpu = current_platform.is_cpu()
+        args = engine_args(spec, prompt_format.engine_args, cpu)
+        in_process = cpu and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
+        counter = _Counter()
+        core: _Core = _InProcessCore(args, counter) if in_process else _AsyncCore(args, counter)
+        return cls(core, prompt_format, config.sampling)
+
+    def prepare(self, conversation: Conversation, ask: Ask) -> Prepared:
+        prompt = self._format.render(conversation)
+        if prompt.length >= self._max_model_len:
+            message = (
+                f"{conversation.where}: the prompt has {prompt.length} tokens, and at most {self._max_model_len - 1} "
+                f"leave room for an answer (engine.max_model_len {self._max_model_len})"
+            )
+            raise RecordError("prompt_too_long", message)
+        return Prepared(text=prompt.text, payload=prompt, media_bytes=prompt.media_bytes)
+
+    async def generate(self, request_id: str, prepared: Prepared, ask: Ask) -> list[Generated]:
+        prompt: Prompt = prepared.payload
+        feed = TokensPrompt(prompt_token_ids=prompt.token_ids)
+        if prompt.multi_modal_data:
+            feed["multi_modal_data"] = prompt.multi_modal_data
+            feed["mm_processor_kwargs"] = prompt.mm_processor_kwargs
+        output = await self._core.generate(request_id, feed, self._params(ask, prompt))
+        return [self._generated(completion, output, prompt) for completion in sorted(output.outputs, key=_by_index)]
+
+    def stats(self) -> EngineStats:
+        return self._core.counter.stats
+
+    async def close(self) -> None:
+        self._core.close()
+
+    def _params(self, ask: Ask, prompt: Prompt) -> SamplingParams:
+        args = dict(self._sampling_args)
+        room = self._max_model_len - prompt.length
+        args["max_tokens"] = min(ask.max_tokens or args.get("max_tokens") or room, room)
+        if args.get("min_tokens"):
+            args["min_tokens"] = min(args["min_tokens"], args["max_tokens"])
+        if self._structured is not None:
+            args["structured_outputs"] = _structured(self._structured)
+        return SamplingParams(n=ask.n, seed=ask.seed, **args)
+
+    def _generated(self, completion: Any, output: Any, prompt: Prompt) -> Generated:
+        token_ids = list(completion.token_ids)
+        parsed = self._format.parse(Completion(completion.text, token_ids, completion.finish_reason or "stop"), prompt)
+        return Generated(
+            parsed=parsed,
+            prompt_tokens=len(output.prompt_token_ids),
+            completion_tokens=len(token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
+
+
+class _Core(Protocol):
+    vllm_config: Any
+    counter: _Counter
+
+    async def generate(self, request_id: str, prompt: TokensPrompt, params: SamplingParams) -> Any:
+        """The final RequestOutput. Raises RecordError or EngineDeadError."""
+
+    def close(self) -> None: ...
+
+
+class _Counter:
+    """A stat logger of vLLM that keeps the latest figures. vLLM calls `record` once a step."""
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
+
+    def __call__(self, *_: object) -> _Counter:
+        """As the factory that vLLM asks for a logger per engine."""
+        return self
+
+    def record(self, scheduler_stats: Any = None, iteration_stats: Any = None, *_: object, **__: object) -> None:
+        tokens = iteration_stats.num_generation_tokens if iteration_stats else 0
+        if scheduler_stats is None:
+            return
+        self.stats = EngineStats(
+            tokens=self.stats.tokens + tokens,
+            running=scheduler_stats.num_running_reqs,
+            waiting=scheduler_stats.num_waiting_reqs,
+            kv_cache_usage=scheduler_stats.kv_cache_usage,
+        )
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Whatever else a version of vLLM tells its loggers is not needed here."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
+
+
+class _AsyncCore:
+    """AsyncLLM: the engine core in a process of its own."""
+
+    def __init__(self, args: Json, counter: _Counter) -> None:
+        self.counter = counter
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**{"disable_log_stats": True, **args}), stat_loggers=[counter]
+        )
+        self.vllm_config = self._engine.vllm_config
+
+    async def generate(self, request_id: str, prompt: TokensPrompt, params: SamplingParams) -> Any:
+        final = None
+        try:
+            async for output in self._engine.generate(prompt, params, request_id):
+                final = output
+        except VLLMDeadError as error:
+            raise EngineDeadError(str(error)) from error
+        except ValueError as error:
+            raise RecordError("engine_refused", str(error)) from error
+        return final
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    request_id: str
+    prompt: TokensPrompt
+    params: SamplingParams
+    result: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+class _InProcessCore:
+    """LLMEngine, stepped by a thread. Requests enter between two steps."""
+
+    def __init__(self, args: Json, counter: _Counter) -> None:
+        self.counter = counter
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**args), stat_loggers=[counter])
+        self.vllm_config = self._engine.vllm_config
+        self._inbox: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._waiting: dict[str, _Waiting] = {}
+        self._thread = threading.Thread(target=self._run, name="vllm-steps", daemon=True)
+        self._thread.start()
+
+    async def generate(self, request_id: str, prompt: TokensPrompt, params: SamplingParams) -> Any:
+        if not self._thread.is_alive():
+            raise EngineDeadError("the engine has ended")
+        loop = asyncio.get_running_loop()
+        request = _Waiting(request_id, prompt, params, loop.create_future(), loop)
+        self._inbox.put(request)
+        return await request.result
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            while self._take_in():
+                for output in self._engine.step():
+                    if output.finished:
+                        self._settle(self._waiting.pop(output.request_id), output)
+        except BaseException as error:
+            dead = EngineDeadError(f"{type(error).__name__}: {error}")
+            dead.__cause__ = error
+            for request in self._waiting.values():
+                self._settle(request, dead)
+            raise
+
+    def _take_in(self) -> bool:
+        """Add what has arrived; wait for something when the engine has nothing to do. False at the end."""
+        while True:
+            try:
+                request = self._inbox.get(block=not self._engine.has_unfinished_requests())
+            except queue.Empty:
+                return True
+            if request is None:
+                return False
+            self._add(request)
+
+    def _add(self, request: _Waiting) -> None:
+        self._waiting[request.request_id] = request
+        try:
+            self._engine.add_request(request.request_id, request.prompt, request.params)
+        except ValueError as error:
+            del self._waiting[request.request_id]
+            self._settle(request, RecordError("engine_refused", str(error)))
+
+    @staticmethod
+    def _settle(request: _Waiting, result: Any) -> None:
+        def settle() -> None:
+            if request.result.done():
+                return
+            if isinstance(result, Exception):
+                request.result.set_exception(result)
+            else:
+                request.result.set_result(result)
+
+        request.loop.call_soon_threadsafe(settle)
+
+
+def _structured(config: StructuredConfig) -> StructuredOutputsParams:
+    if config.json_schema is not None:
+        # Small models fill the space between two tokens of JSON with white space to the end.
+        return StructuredOutputsParams(json=config.json_schema, disable_any_whitespace=True)
+    if config.regex is not None:
+        return StructuredOutputsParams(regex=config.regex)
+    return StructuredOutputsParams(choice=config.choice)
+
+
+def _by_index(completion: Any) -> int:
+    return int(completion.index)
