@@ -1,0 +1,133 @@
+"""A shard under way: which samples it owes, which are made, and its checkpoints."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from tasks.config import GenerateConfig
+from tasks.dataset import read_shard, verify_shard
+from tasks.records import BadRecord, Json, Record, Shard, ShardManifest, Span
+from tasks.shard_store import Row, ShardStore
+from tasks.tally import grading_key, tally_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """Samples of one record that are still to be made."""
+
+    record: Record | BadRecord
+    sample_ids: tuple[int, ...]
+
+
+class ShardWork:
+    """One shard, from its first look at the chunks to its manifest.
+
+    `open`, `next_owed`, `checkpoint` and `finish` do file work and are called from threads, one at a time each; `add` is
+    called from the event loop.
+    """
+
+    def __init__(self, shard: Shard, config: GenerateConfig, store: ShardStore, engine: str) -> None:
+        self.shard = shard
+        self.failed = False
+        self.last_checkpoint = time.monotonic()
+        self._config = config
+        self._store = store
+        self._engine = engine
+        self._n = config.sampling.n
+        self._have: dict[tuple[int, int], str] = {}
+        self._digests: dict[int, str] = {}
+        self._pending: list[Row] = []
+        self._made = 0
+        self._resumed = 0
+        self._started_at = time.time()
+        self._timeline: list[Span] = []
+        self._write = threading.Lock()
+
+    def open(self) -> None:
+        """Check the input against the shard's hash, before any of it is used, and look at what the chunks hold.
+
+        Raises InputChanged.
+        """
+        verify_shard(self.shard)
+        self._have = {row.place: row.digest for row in self._store.chunk_rows(self.shard)}
+        self._owed = self._iterate()
+
+    def next_owed(self, count: int) -> list[Owed]:
+        """The next so many records with owed samples; empty at the shard's end."""
+        return list(islice(self._owed, count))
+
+    def add(self, row: Row) -> None:
+        """A row is made."""
+        self._pending.append(row)
+        self._made += 1
+
+    @property
+    def complete(self) -> bool:
+        """Every sample is made. False until the last record has been read."""
+        return len(self._digests) == self.shard.records and self._made == self.shard.records * self._n
+
+    @property
+    def dirty(self) -> bool:
+        """There are rows that no chunk holds."""
+        return bool(self._pending)
+
+    def checkpoint(self) -> None:
+        """Write what is made as a chunk."""
+        with self._write:
+            rows, self._pending = self._pending, []
+            since, self.last_checkpoint = self.last_checkpoint, time.monotonic()
+            if not rows:
+                return
+            try:
+                self._store.write_chunk(self.shard, rows)
+            except BaseException:
+                self._pending = rows + self._pending
+                raise
+            self._note_span(rows, self.last_checkpoint - since)
+
+    def finish(self) -> ShardManifest:
+        """Checkpoint, then make the chunks one ordered shard. The rows are read back: what is on disk counts."""
+        self.checkpoint()
+        rows = {
+            row.place: row
+            for row in self._store.chunk_rows(self.shard)
+            if self._digests.get(row.place[0]) == row.digest and row.place[1] < self._n
+        }
+        if len(rows) != self.shard.records * self._n:
+            raise OSError(f"shard {self.shard.name}: its chunks hold {len(rows)} rows of {self._made} written")
+        return self._store.finish(self.shard, rows.values(), self._facts(list(rows.values())))
+
+    def _iterate(self) -> Iterator[Owed]:
+        for record in read_shard(self.shard):
+            index = record.original_index
+            self._digests[index] = record.digest
+            missing = tuple(s for s in range(self._n) if self._have.get((index, s)) != record.digest)
+            self._made += self._n - len(missing)
+            self._resumed += self._n - len(missing)
+            if missing:
+                yield Owed(record, missing)
+
+    def _note_span(self, rows: list[Row], seconds: float) -> None:
+        tokens = sum(row.row.get("completion_tokens", 0) for row in rows)
+        span = Span(engine=self._engine, start=time.time() - seconds, seconds=seconds, completion_tokens=tokens)
+        self._timeline.append(span)
+
+    def _facts(self, rows: list[Row]) -> Json:
+        validation = self._config.validation
+        rows.sort(key=lambda row: row.place)
+        tally = tally_rows((r.row for r in rows if not r.is_error), (r.row for r in rows if r.is_error), validation)
+        tally.cached_tokens = sum(row.cached_tokens for row in rows)
+        return {
+            "n": self._n,
+            "tally": tally,
+            "resumed_samples": self._resumed,
+            "engine": self._engine,
+            "started_at": self._started_at,
+            "seconds": time.time() - self._started_at,
+            "grading": grading_key(validation),
+            "timeline": tuple(self._timeline),
+        }

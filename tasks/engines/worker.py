@@ -1,0 +1,156 @@
+"""An engine's own process: `python -m tasks.engines.worker`, a spec and commands in on stdin, events out on stdout.
+
+All lines are JSON. First in: the EngineSpec. Then `{"shard": …}`, `{"hunt": …}` and `{"stop": true}`. Out: what the feeder
+emits, `ready`, `stats` once a second, `fatal`. Whatever libraries print goes to the log (stderr), never among the events.
+
+When the flow goes away (end of stdin, SIGTERM, the parent-death signal), what is made is written to chunks, and the whole
+process group ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import IO
+
+import orjson
+
+from tasks.engines import lifeline
+from tasks.engines.base import Engine, EngineDeadError, EngineSpec
+from tasks.engines.feeder import Feeder
+from tasks.engines.vllm_args import cpu_environment
+from tasks.records import Json, Shard
+from tasks.shard_store import ShardStore
+from tasks.storage import open_storage
+
+STATS_SECONDS = 1.0
+CLOSE_SECONDS = 3.0
+
+StartEngine = Callable[[EngineSpec], Awaitable[Engine]]
+
+
+def main(start: StartEngine | None = None) -> None:
+    """Be an engine until told to stop. `start` makes the engine; tests give one of their own."""
+    lifeline.on_parent_death(signal.SIGTERM)
+    os.environ[lifeline.ENGINE_PID] = str(os.getpid())
+    events = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    spec = EngineSpec.model_validate_json(sys.stdin.buffer.readline())
+    os.environ.update(cpu_environment(spec.config.engine))
+    asyncio.run(_Worker(spec, events).run(start or start_engine))
+
+
+async def start_engine(spec: EngineSpec) -> Engine:
+    """The engine of `engine.kind`."""
+    if spec.config.engine.kind == "openai":
+        from tasks.engines.openai_engine import OpenAIEngine
+
+        return await OpenAIEngine.start(spec)
+    from tasks.engines.vllm_engine import VLLMEngine
+
+    return await VLLMEngine.start(spec)
+
+
+class _Worker:
+    def __init__(self, spec: EngineSpec, events: IO[bytes]) -> None:
+        self._spec = spec
+        self._events = events
+        self._lock = threading.Lock()
+        self._stop = asyncio.Event()
+
+    async def run(self, start: StartEngine) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop.set)
+        commands: asyncio.Queue[Json] = asyncio.Queue()
+        threading.Thread(target=self._listen, args=(loop, commands), daemon=True).start()
+        try:
+            engine = await start(self._spec)
+        except BaseException as error:
+            self._fatal("start_failed", error)
+        else:
+            self._emit({"event": "ready", "max_num_seqs": engine.max_num_seqs, "facts": engine.facts})
+            await self._feed(engine, commands)
+        self._end_group()
+
+    async def _feed(self, engine: Engine, commands: asyncio.Queue[Json]) -> None:
+        store = ShardStore(open_storage(self._spec.config.output.path), self._spec.key)
+        feeder = Feeder(engine, f"engine-{self._spec.number}", self._spec.config, store, self._emit)
+        tasks = [
+            asyncio.create_task(coroutine)
+            for coroutine in (
+                feeder.run(),
+                self._obey(feeder, commands),
+                self._tell_stats(engine, feeder),
+                self._stop.wait(),
+            )
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        feeding = tasks[0]
+        if feeding.done() and feeding.exception() is not None:
+            self._fatal("engine_died", feeding.exception())
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+        self._emit({"event": "stopped"})
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(asyncio.to_thread(asyncio.run, engine.close()), CLOSE_SECONDS)
+
+    async def _obey(self, feeder: Feeder, commands: asyncio.Queue[Json]) -> None:
+        while "stop" not in (command := await commands.get()):
+            if "shard" in command:
+                feeder.add(Shard.model_validate(command["shard"]))
+            elif hunt := command.get("hunt"):
+                poison = {int(index): kind for index, kind in hunt["poison"].items()}
+                feeder.hunt(hunt["suspects"], hunt["records_at_once"], poison)
+        self._stop.set()
+
+    async def _tell_stats(self, engine: Engine, feeder: Feeder) -> None:
+        while True:
+            stats = engine.stats()
+            self._emit(
+                {
+                    "event": "stats",
+                    "tokens": stats.tokens,
+                    "running": stats.running,
+                    "waiting": stats.waiting,
+                    "kv_cache_usage": round(stats.kv_cache_usage, 4),
+                    "in_flight": feeder.in_flight,
+                    **stats.detail,
+                }
+            )
+            await asyncio.sleep(STATS_SECONDS)
+
+    def _listen(self, loop: asyncio.AbstractEventLoop, commands: asyncio.Queue[Json]) -> None:
+        for line in sys.stdin.buffer:
+            loop.call_soon_threadsafe(commands.put_nowait, orjson.loads(line))
+        loop.call_soon_threadsafe(self._stop.set)
+
+    def _emit(self, event: Json) -> None:
+        line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._events.write(line)
+            self._events.flush()
+
+    def _fatal(self, kind: str, error: BaseException | None) -> None:
+        traceback.print_exception(error)
+        cause: BaseException | None = error
+        if isinstance(error, EngineDeadError) and error.__cause__ is not None:
+            cause = error.__cause__
+        self._emit({"event": "fatal", "kind": kind, "message": f"{type(cause).__name__}: {cause}"})
+
+    def _end_group(self) -> None:
+        """What vLLM started below us ends with us, however it is stuck."""
+        sys.stderr.flush()
+        if os.getpgid(0) == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
