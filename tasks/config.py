@@ -267,6 +267,30 @@ class ValidationConfig(Section):
             raise ValueError(f"answer_format '{self.answer_format}' needs {needs}")
         return self
 
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern_compiles(cls, value: str | None) -> str | None:
+        import regex
+
+        try:
+            regex.compile(value or "")
+        except regex.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return value
+
+    @field_validator("answer_schema")
+    @classmethod
+    def _schema_is_one(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        from jsonschema import SchemaError
+        from jsonschema.validators import validator_for
+
+        if value is not None:
+            try:
+                validator_for(value).check_schema(value)
+            except SchemaError as error:
+                raise ValueError(f"is no JSON schema: {error.message}") from error
+        return value
+
 
 class GenerateConfig(Section):
     """A whole run: what generates what from what, and when the result counts as good."""
