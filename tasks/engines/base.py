@@ -83,7 +83,7 @@ class Engine(Protocol):
     facts: Json
     """What the run's manifest says of it: versions, limits, device."""
 
-    def prepare(self, conversation: Conversation, ask: Ask) -> Prepared:
+    def prepare(self, conversation: Conversation) -> Prepared:
         """Called from several threads. Raises RecordError, also for a prompt longer than the model's context."""
 
     async def generate(self, request_id: str, prepared: Prepared, ask: Ask) -> list[Generated]:

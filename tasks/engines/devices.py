@@ -9,7 +9,7 @@ from tasks.errors import RunError
 
 
 def visible_gpus() -> list[str]:
-    """Ids for CUDA_VISIBLE_DEVICES: those it already names (index or UUID), else all there are; none on a CPU machine."""
+    """Ids for CUDA_VISIBLE_DEVICES: those it names already (index or UUID), else all there are; none on a CPU."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [gpu.strip() for gpu in given.split(",") if gpu.strip() and gpu.strip() != "-1"]

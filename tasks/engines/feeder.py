@@ -141,7 +141,7 @@ class Feeder:
             raise RecordError(kind, f"{record.where}: the engine died each time this record was generated")
         conversation = read_conversation(record, self._config.dataset, self._config.prompt)
         max_tokens = _own_max_tokens(record.fields, self._config.sampling.max_tokens_field, record.where)
-        prepared = self._engine.prepare(conversation, Ask(n=len(owed.sample_ids), max_tokens=max_tokens))
+        prepared = self._engine.prepare(conversation)
         return _Ready(work, owed, conversation, prepared, max_tokens)
 
     async def _submit(self) -> None:

@@ -5,7 +5,7 @@ launcher's business (a local process, a Ray actor), so every kind of pool behave
 
 A crash with records in flight starts a hunt: the same engine goes on with half as many records at once, until all that
 were in flight are through. A culprit crashes it again, and stands alone after log2(window) restarts; then it becomes an
-error row. Only tokens prove life: an engine that has requests in flight and makes no token for `stall_timeout` is ended.
+error row. Only tokens prove life: an engine with requests in flight that makes no token for `stall_timeout` is ended.
 """
 
 from __future__ import annotations

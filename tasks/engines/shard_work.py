@@ -26,8 +26,7 @@ class Owed:
 class ShardWork:
     """One shard, from its first look at the chunks to its manifest.
 
-    `open`, `next_owed`, `checkpoint` and `finish` do file work and are called from threads, one at a time each; `add` is
-    called from the event loop.
+    `open`, `next_owed`, `checkpoint` and `finish` do file work and are called from threads; `add` from the event loop.
     """
 
     def __init__(self, shard: Shard, config: GenerateConfig, store: ShardStore, engine: str) -> None:

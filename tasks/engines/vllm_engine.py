@@ -72,7 +72,7 @@ class VLLMEngine:
         core: _Core = _InProcessCore(args, counter) if in_process else _AsyncCore(args, counter)
         return cls(core, prompt_format, config.sampling)
 
-    def prepare(self, conversation: Conversation, ask: Ask) -> Prepared:
+    def prepare(self, conversation: Conversation) -> Prepared:
         prompt = self._format.render(conversation)
         if prompt.length >= self._max_model_len:
             message = (

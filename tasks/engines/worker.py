@@ -1,10 +1,9 @@
 """An engine's own process: `python -m tasks.engines.worker`, a spec and commands in on stdin, events out on stdout.
 
-All lines are JSON. First in: the EngineSpec. Then `{"shard": …}`, `{"hunt": …}` and `{"stop": true}`. Out: what the feeder
-emits, `ready`, `stats` once a second, `fatal`. Whatever libraries print goes to the log (stderr), never among the events.
-
-When the flow goes away (end of stdin, SIGTERM, the parent-death signal), what is made is written to chunks, and the whole
-process group ends.
+All lines are JSON. First in: the EngineSpec. Then `{"shard": …}`, `{"hunt": …}` and `{"stop": true}`. Out: what the
+feeder emits, `ready`, `stats` once a second, `fatal`. What libraries print goes to the log (stderr), never among the
+events. When the flow goes away (end of stdin, SIGTERM, the parent-death signal), what is made is written to chunks, and
+the whole process group ends.
 """
 
 from __future__ import annotations
