@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jinja2 import TemplateError
 
 from tasks.config import PromptConfig
 from tasks.prompts.base import Completion, Parsed, Prompt
-from tasks.prompts.conversation import Conversation, text_of
+from tasks.prompts.conversation import Conversation, Message, text_turns
 from tasks.records import Json, RecordError
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -27,7 +28,7 @@ class ChatFormat:
             self._kwargs["enable_thinking"] = config.enable_thinking
 
     def render(self, conversation: Conversation) -> Prompt:
-        messages = [_plain(message, conversation.where) for message in conversation.messages]
+        messages = [_with_parsed_arguments(message) for message in text_turns(conversation)]
         tools = conversation.fields.get("tools")
         try:
             text = self._tokenizer.apply_chat_template(
@@ -39,7 +40,7 @@ class ChatFormat:
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise RecordError("template_error", f"{conversation.where}: the chat template refuses: {error}") from error
-        token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        token_ids = encode(self._tokenizer, text, conversation.where, add_special_tokens=False)
         return Prompt(text=text, token_ids=token_ids, length=len(token_ids))
 
     def parse(self, completion: Completion, prompt: Prompt) -> Parsed:
@@ -62,8 +63,8 @@ class RawFormat:
                 "use a model with a chat template, or prompt.template"
             )
             raise RecordError("malformed_record", message)
-        text = "".join(text_of(m["content"]) for m in conversation.messages)
-        token_ids = self._tokenizer.encode(text)
+        text = "".join(message["content"] for message in text_turns(conversation))
+        token_ids = encode(self._tokenizer, text, conversation.where, add_special_tokens=True)
         return Prompt(text=text, token_ids=token_ids, length=len(token_ids))
 
     def parse(self, completion: Completion, prompt: Prompt) -> Parsed:
@@ -93,7 +94,19 @@ def load_tokenizer(model_path: str, trust_remote_code: bool) -> Any:
     """The model's tokenizer, from local files only."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=trust_remote_code)
+    # A first call may reset truncation and padding that tokenizer.json asks for; in threads that fails.
+    tokenizer.encode("")
+    return tokenizer
+
+
+def encode(tokenizer: Any, text: str, where: str, add_special_tokens: bool) -> list[int]:
+    """The text's token ids. Raises RecordError("malformed_record") for text that is no valid Unicode."""
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    except (UnicodeError, TypeError) as error:
+        message = f"{where}: the text is no valid Unicode (a lone surrogate such as \\ud83d?)"
+        raise RecordError("malformed_record", message) from error
 
 
 def has_chat_template(model_path: str) -> bool:
@@ -105,12 +118,20 @@ def has_chat_template(model_path: str) -> bool:
     return tokenizer_config.exists() and '"chat_template"' in tokenizer_config.read_text(encoding="utf-8")
 
 
-def _plain(message: Json, where: str) -> Json:
-    """The message with text content; templates of text models cannot take parts."""
-    content = message.get("content")
-    if not isinstance(content, list):
+def _with_parsed_arguments(message: Message) -> Message:
+    """Arguments of tool calls as objects: OpenAI's format has them as JSON text, which templates would quote again."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
         return message
-    media = sorted({part["type"] for part in content} - {"text"})
-    if media:
-        raise RecordError("unsupported_media", f"{where}: this model takes no {', '.join(media)}")
-    return {**message, "content": text_of(content)}
+    return {**message, "tool_calls": [_parsed_call(call) for call in calls]}
+
+
+def _parsed_call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -76,6 +76,18 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def text_turns(conversation: Conversation) -> list[Message]:
+    """The messages with their content as text, "" where a turn has none; for models that take nothing else.
+
+    Raises RecordError("unsupported_media") where the record holds anything else.
+    """
+    types = {part["type"] for m in conversation.messages for part in _parts(m)} - {"text"}
+    types |= {name for name in ("images", "videos") if getattr(conversation, name)}
+    if types:
+        raise RecordError("unsupported_media", f"{conversation.where}: this model takes no {', '.join(sorted(types))}")
+    return [{**m, "content": text_of(m.get("content") or "")} for m in conversation.messages]
 
 
 def check_template(source: str) -> None:
@@ -159,8 +171,19 @@ def _require_content(record: Record, messages: list[Message]) -> None:
     asked = [m for m in messages if m["role"] != "system"]
     if not asked:
         raise RecordError("empty_prompt", f"{record.where}: nothing is asked: no turn but the system's or the label's")
-    if all(isinstance(m.get("content"), str) and not cast(str, m["content"]).strip() for m in asked):
+    if all(_is_blank(m.get("content")) for m in asked):
         raise RecordError("empty_prompt", f"{record.where}: the prompt is empty")
+
+
+def _is_blank(content: Any) -> bool:
+    if isinstance(content, list):
+        return all(part["type"] == "text" and not part["text"].strip() for part in content)
+    return isinstance(content, str) and not content.strip()
+
+
+def _parts(message: Message) -> list[Json]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
 
 
 def _label(fields: Json, name: str | None, from_messages: Any) -> Any:
