@@ -108,6 +108,12 @@ class ShardStore:
         self.storage.remove(self._chunk_folder(shard))
         return manifest
 
+    def replace_manifest(self, old: ShardManifest, new: ShardManifest) -> None:
+        """Let a finished shard be vouched for by another manifest, then drop files that only the old one names."""
+        write(self.storage, f"{self.folder}/{new.index:05d}.manifest.json", new.model_dump_json(indent=1).encode())
+        for name in {old.data.name, old.errors.name} - {new.data.name, new.errors.name}:
+            self.storage.remove(f"{self.folder}/{name}")
+
     def _write_rows(self, name: str, rows: Sequence[Json]) -> FileManifest:
         content = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         write(self.storage, f"{self.folder}/{name}", content)

@@ -1,0 +1,207 @@
+"""The DAG: download the model, split the dataset, generate shard by shard, merge, validate.
+
+    python flows/generate.py --config deployments/demo.yaml [--section.field VALUE …]
+
+Runs with no Prefect server (an ephemeral one is started) and the same under one, from its UI or on a schedule.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Prefect reads its settings when it is imported. Offline nothing may wait for a telemetry server, and with an empty home
+# the ephemeral server needs longer than its own 20 s.
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+if __name__ == "__main__":
+    from flows.command_line import parse
+
+    _CONFIG = parse(sys.argv[1:])  # before Prefect is imported: --help and wrong fields answer at once
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import orjson
+from prefect import flow
+from prefect.futures import PrefectFuture, wait
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.config import (
+    DatasetConfig,
+    EngineConfig,
+    GenerateConfig,
+    ModelConfig,
+    OutputConfig,
+    PromptConfig,
+    SamplingConfig,
+    ValidationConfig,
+)
+from tasks.download_model import download_model
+from tasks.engines.base import EngineSpec
+from tasks.engines.devices import gpu_groups
+from tasks.engines.local_pool import LocalLauncher
+from tasks.engines.pool import EnginePool
+from tasks.errors import RunError
+from tasks.generate_shard import Job, find_whole, generate_shard
+from tasks.key import results_key
+from tasks.merge_shards import merge_shards
+from tasks.output_lock import output_lock
+from tasks.progress import ProgressDisplay
+from tasks.records import DatasetManifest, Json, ModelManifest, Shard, ShardManifest
+from tasks.run_log import log, log_folder
+from tasks.run_manifest import run_manifest, write_run_manifest
+from tasks.shard_store import ShardStore
+from tasks.split_dataset import split_dataset
+from tasks.storage import Storage, is_remote, open_storage, write
+from tasks.tally import grading_key, regrade
+from tasks.validate_output import validate_output
+
+PLAN = "shards/plan.json"
+MOST_SHARDS_AT_ONCE = 256
+"""Shard tasks that wait on the pool at a time; a waiting one is a thread that sleeps."""
+
+
+@flow(
+    name="generate",
+    flow_run_name="generate-{model.source}-n{sampling.n}",
+    description="Turn a model and a dataset into a generated, merged, validated dataset.",
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SHARDS_AT_ONCE),  # type: ignore[arg-type]
+    validate_parameters=True,
+)
+def generate(
+    model: ModelConfig,
+    dataset: DatasetConfig,
+    output: OutputConfig,
+    prompt: PromptConfig = PromptConfig(),  # noqa: B008  (frozen)
+    sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+    engine: EngineConfig = EngineConfig(),  # noqa: B008
+    validation: ValidationConfig = ValidationConfig(),  # noqa: B008
+) -> Json:
+    """Generate a dataset. A rerun with the same output folder does only what is missing.
+
+    Returns the run's manifest. Raises RunError for what a person must mend, GateFailed when a gate is not passed.
+    """
+    config = GenerateConfig(
+        model=model,
+        dataset=dataset,
+        prompt=prompt,
+        sampling=sampling,
+        engine=engine,
+        output=output,
+        validation=validation,
+    )
+    storage = open_storage(output.path)
+    with output_lock(output.path):
+        return _run(config, storage)
+
+
+def _run(config: GenerateConfig, storage: Storage) -> Json:
+    started_at = time.time()
+    groups = gpu_groups(config.engine)  # too few GPUs show before anything is downloaded
+    model = download_model(config.model, config.engine.extra.get("load_format") == "dummy")
+    dataset = _split(config, storage)
+    store = ShardStore(storage, results_key(config, model.identity))
+    with _engine_pool(config, model, dataset, store, groups) as pool:
+        shards = _generate_shards(config, dataset, store, pool)
+        merged = merge_shards(config.output.path, store.folder, shards)
+        result = validate_output(
+            config.output.path, dataset, shards, merged, store.key, config.sampling.n, config.validation
+        )
+        manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, started_at)
+    write_run_manifest(storage, manifest)
+    result.require()
+    return manifest
+
+
+def _split(config: GenerateConfig, storage: Storage) -> DatasetManifest:
+    """The shard size that an earlier run chose is kept, so that a dataset that grows keeps its shards."""
+    known = None
+    with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, KeyError):
+        known = int(orjson.loads(storage.read(PLAN))["shard_size"])
+    dataset = split_dataset(config.dataset, config.sampling.n, known)
+    if dataset.shard_size != known:
+        write(storage, PLAN, orjson.dumps({"shard_size": dataset.shard_size}))
+    log.info("dataset: %d records in %d shards of %d", dataset.records, len(dataset.shards), dataset.shard_size)
+    if dataset.blank_lines:
+        log.info("dataset: %d blank lines were skipped", dataset.blank_lines)
+    return dataset
+
+
+@contextlib.contextmanager
+def _engine_pool(
+    config: GenerateConfig, model: ModelManifest, dataset: DatasetManifest, store: ShardStore, groups: list[list[str]]
+) -> Iterator[EnginePool]:
+    """The pool; its engines start with the first shard that is missing, and are ended whatever happens."""
+    spec = EngineSpec(
+        number=0, config=config, model_path=model.path, key=store.key, dataset_roots=tuple(_roots(dataset.files))
+    )
+    pool = EnginePool(LocalLauncher(spec, groups, log_folder(config.output.path)), config.engine)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _generate_shards(
+    config: GenerateConfig, dataset: DatasetManifest, store: ShardStore, pool: EnginePool
+) -> list[ShardManifest]:
+    n = config.sampling.n
+    whole, damages = find_whole(store, dataset.shards, n)
+    for damage in damages:
+        log.warning("%s; the shard is generated again", damage)
+    job = Job(store, pool, n, whole)
+    total = dataset.records * n
+    done = sum(manifest.records * n for manifest in whole.values())
+    with ProgressDisplay(pool.view, total, done):
+        futures = [_submit(shard.index in whole, shard, job) for shard in dataset.shards]
+        wait(futures)
+    _require_all(futures)
+    manifests = [manifest for shard in dataset.shards if (manifest := store.manifest(shard, n))]
+    return [_graded(config, store, manifest) for manifest in manifests]
+
+
+def _submit(is_whole: bool, shard: Shard, job: Job) -> PrefectFuture[Json]:
+    """Prefect's cache skips what is finished; it is not believed where the files are gone or damaged."""
+    chosen = generate_shard if is_whole else generate_shard.with_options(refresh_cache=True)
+    future: PrefectFuture[Json] = chosen.submit(shard, job)
+    return future
+
+
+def _require_all(futures: Sequence[PrefectFuture[Json]]) -> None:
+    failed = [f for f in futures if not f.state.is_completed()]
+    if not failed:
+        return
+    reasons: dict[str, int] = {}
+    for future in failed:
+        error = future.result(raise_on_failure=False)
+        reasons[str(error)] = reasons.get(str(error), 0) + 1
+    told = "; ".join(f"{reason} ({count} shards)" for reason, count in reasons.items())
+    raise RunError(f"{len(failed)} of {len(futures)} shards are not finished: {told}. What is finished is kept.")
+
+
+def _graded(config: GenerateConfig, store: ShardStore, manifest: ShardManifest) -> ShardManifest:
+    """The shard by today's validation settings; its text is not generated again for that."""
+    if manifest.grading == grading_key(config.validation):
+        return manifest
+    graded = regrade(store.storage, store.folder, manifest, config.validation)
+    store.replace_manifest(manifest, graded)
+    return graded
+
+
+def _roots(files: Sequence[str]) -> list[str]:
+    """The folders of the dataset's files: where records' media may lie."""
+    return sorted({str(Path(file).parent if not is_remote(file) else file.rsplit("/", 1)[0]) for file in files})
+
+
+if __name__ == "__main__":
+    from flows.terminal import run_in_terminal
+
+    sys.exit(run_in_terminal(generate, _CONFIG))

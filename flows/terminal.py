@@ -1,0 +1,106 @@
+"""A run from the command line: what is shown, what goes to the log, how it is stopped, and its exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from itertools import islice
+from types import FrameType
+from typing import Any
+
+import orjson
+
+from flows.command_line import wrong_fields
+from tasks.config import GenerateConfig
+from tasks.engines.lifeline import Keeper
+from tasks.errors import RunError
+from tasks.progress import duration
+from tasks.records import Json, Tally
+from tasks.run_log import log_to_file
+from tasks.storage import open_storage
+
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+SAMPLES_SHOWN = 3
+CHARACTERS_SHOWN = 400
+
+
+def run_in_terminal(generate: Any, config: GenerateConfig) -> int:
+    """Run the flow; 0 when all gates passed, 1 when the run or a gate failed, 130 when it was stopped."""
+    log_path = log_to_file(config.output.path)
+    print(f"logs: {log_path.parent}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    keeper = Keeper()
+    try:
+        _watch_ephemeral_server(keeper)
+        manifest = generate(**{name: getattr(config, name) for name in GenerateConfig.model_fields})
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept: run the same command to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(f"files: {config.output.path} (log: {log_path})", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception as error:
+        print(f"error: {_one_line(error)} (log: {log_path})", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        keeper.close()
+    print(summary(manifest, config.output.path))
+    return EXIT_OK
+
+
+def summary(manifest: Json, output_path: str) -> str:
+    """What was made, in a few lines, and the first samples of it."""
+    tally = Tally.model_validate(manifest["tally"])
+    run = manifest["this_run"]
+    made = run["generated_tokens"]
+    truncated = tally.truncated / tally.samples if tally.samples else 0.0
+    lines = [
+        *_first_samples(output_path),
+        f"samples    {tally.samples}",
+        f"errors     {tally.errors}" + "".join(f", {kind}: {n}" for kind, n in sorted(tally.errors_by_kind.items())),
+        f"tokens     {tally.completion_tokens} generated in all, {made} by this run"
+        + (f" ({run['tokens_per_second']:.0f} tokens/s, engine start included)" if made else ""),
+        f"truncated  {truncated:.1%}",
+        f"time       {duration(run['seconds'])}",
+        f"result     {output_path}/data.jsonl",
+        f"errors in  {output_path}/errors.jsonl, provenance in {output_path}/manifest.json",
+    ]
+    return "\n".join(lines)
+
+
+def _first_samples(output_path: str) -> list[str]:
+    lines: list[str] = []
+    with open_storage(output_path).open("data.jsonl") as file:
+        for line in islice(file, SAMPLES_SHOWN):
+            row = orjson.loads(line)
+            text = row["predict"].strip()
+            cut = "…" if len(text) > CHARACTERS_SHOWN else ""
+            lines += [f"--- record {row['original_index']}, sample {row['sample_id']}", text[:CHARACTERS_SHOWN] + cut]
+    return [*lines, "---"] if lines else lines
+
+
+def _watch_ephemeral_server(keeper: Keeper) -> None:
+    """With no server configured Prefect starts one of its own, which a kill -9 of this process would leave behind."""
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is not None:
+        return
+    server = SubprocessASGIServer()
+    server.start()
+    if server.server_process is not None:
+        keeper.watch(server.server_process.pid)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _one_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return "; ".join(wrong_fields(error))
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
