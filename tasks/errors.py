@@ -8,3 +8,7 @@ class RunError(Exception):
 
     The message names the file, field or setting and says what to do. Not retried: a retry would meet it again.
     """
+
+
+class InputChanged(RunError):
+    """An input file is not what it was when the run split it; no row may come from it."""

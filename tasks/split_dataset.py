@@ -1,0 +1,94 @@
+"""Task split_dataset: the dataset's records as shards, found in one pass without copying a byte."""
+
+from __future__ import annotations
+
+import sys
+
+from prefect import task
+
+from tasks.config import DatasetConfig
+from tasks.errors import RunError
+from tasks.inputs.estimate import estimate_records, file_bytes
+from tasks.inputs.lines import scan_lines
+from tasks.inputs.listing import list_inputs
+from tasks.inputs.shards import ShardCutter
+from tasks.records import DatasetManifest
+from tasks.retries import retried
+
+EXACT_BYTES = 64 << 20
+FEWEST_RECORDS = 16
+FEWEST_SAMPLES = 256
+MANY_SHARDS = 256
+TOO_MANY_SHARDS = 512
+
+
+@task(
+    name="split_dataset",
+    tags=["dataset"],
+    description="Cuts the dataset into shards by byte ranges and hashes them; copies nothing.",
+    **retried(3, 2.0),
+)
+def split_dataset(dataset: DatasetConfig, n: int, known_shard_size: int | None = None) -> DatasetManifest:
+    """See `split`."""
+    return split(dataset, n, known_shard_size)
+
+
+def split(dataset: DatasetConfig, n: int, known_shard_size: int | None = None) -> DatasetManifest:
+    """The dataset's files, and its records as shards.
+
+    `n` is the samples a record; `known_shard_size` what an earlier run of the same output chose, kept where it still
+    fits so that its shards stay what they are. With `dataset.limit`, bytes and hash cover what was used only.
+    Raises RunError where there is no file or no record.
+    """
+    files = list_inputs(dataset.path)
+    if dataset.shard_size is not None:
+        return _split(dataset, files, dataset.shard_size)
+    size = choose_shard_size(_expected_records(dataset, files), n, known_shard_size)
+    manifest = _split(dataset, files, size)
+    if len(manifest.shards) <= TOO_MANY_SHARDS:
+        return manifest
+    # The estimate was far too low: now the number is known.
+    return _split(dataset, files, choose_shard_size(manifest.records, n, known_shard_size))
+
+
+def choose_shard_size(records: int, n: int, known: int | None = None) -> int:
+    """Records a shard: a power of two that makes at most some hundreds of shards.
+
+    The smallest is 16, or less where so few records already are hundreds of samples.
+    """
+    if known is not None and records <= known * TOO_MANY_SHARDS:
+        return known
+    size = FEWEST_RECORDS
+    while size > 1 and size * n > FEWEST_SAMPLES:
+        size //= 2
+    while records > size * MANY_SHARDS:
+        size *= 2
+    return size
+
+
+def _expected_records(dataset: DatasetConfig, files: list[str]) -> int:
+    """The exact number where it takes no time to count, else an estimate."""
+    sizes = [file_bytes(path) for path in files]
+    if sum(sizes) <= EXACT_BYTES:
+        return _split(dataset, files, sys.maxsize).records
+    records = estimate_records(files, sizes)
+    return records if dataset.limit is None else min(records, dataset.limit)
+
+
+def _split(dataset: DatasetConfig, files: list[str], size: int) -> DatasetManifest:
+    blank_lines = 0
+    with ShardCutter(size, dataset.limit) as cutter:
+        for path in files:
+            if not cutter.finished:
+                blank_lines += scan_lines(path, cutter)
+    if not cutter.records:
+        raise RunError(f"dataset.path: {dataset.path} holds no records; every line is blank, or there is none")
+    return DatasetManifest(
+        files=tuple(files),
+        bytes=cutter.input_bytes,
+        records=cutter.records,
+        blank_lines=blank_lines,
+        sha256=cutter.input_sha256,
+        shard_size=size,
+        shards=tuple(cutter.shards),
+    )
