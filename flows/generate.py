@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-# Prefect reads its settings when it is imported. Offline nothing may wait for a telemetry server, and with an empty home
-# the ephemeral server needs longer than its own 20 s.
+# Prefect reads its settings when it is imported. Offline nothing may wait for a telemetry server, and with an empty
+# home the ephemeral server needs longer than its own 20 s.
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from types import FrameType
 from typing import Any
@@ -30,10 +32,9 @@ def run_in_terminal(generate: Any, config: GenerateConfig) -> int:
     print(f"logs: {log_path.parent}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
-    keeper = Keeper()
     try:
-        _watch_ephemeral_server(keeper)
-        manifest = generate(**{name: getattr(config, name) for name in GenerateConfig.model_fields})
+        with _prefect_settings():
+            manifest = generate(**{name: getattr(config, name) for name in GenerateConfig.model_fields})
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: run the same command to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -44,8 +45,6 @@ def run_in_terminal(generate: Any, config: GenerateConfig) -> int:
     except Exception as error:
         print(f"error: {_one_line(error)} (log: {log_path})", file=sys.stderr)
         return EXIT_FAILED
-    finally:
-        keeper.close()
     print(summary(manifest, config.output.path))
     return EXIT_OK
 
@@ -81,17 +80,24 @@ def _first_samples(output_path: str) -> list[str]:
     return [*lines, "---"] if lines else lines
 
 
-def _watch_ephemeral_server(keeper: Keeper) -> None:
-    """With no server configured Prefect starts one of its own, which a kill -9 of this process would leave behind."""
+@contextlib.contextmanager
+def _prefect_settings() -> Iterator[None]:
+    """With no server configured Prefect starts one of its own, for this run only.
+
+    Its logs are ours already, and a kill -9 of this process would leave it behind: a keeper ends it then.
+    """
     from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import get_current_settings
+    from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, get_current_settings, temporary_settings
 
     if get_current_settings().api.url is not None:
+        yield
         return
     server = SubprocessASGIServer()
     server.start()
     if server.server_process is not None:
-        keeper.watch(server.server_process.pid)
+        Keeper().watch(server.server_process.pid)
+    with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
+        yield
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

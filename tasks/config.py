@@ -25,13 +25,16 @@ class ModelConfig(Section):
     """Hub id (`Qwen/Qwen3-8B`), local folder, or `s3://bucket/folder/`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; pinned to its commit when downloaded. Default: the main branch."""
-    downloader: Literal["auto", "hub", "hfd"] = "auto"
-    """`hub`: huggingface_hub; `hfd`: aria2c with many connections; `auto`: hfd where aria2c is installed and a mirror
-    is set, else hub."""
+    downloader: Literal["hub"] = "hub"
+    """`hub`: huggingface_hub."""
     endpoint: str | None = None
     """A mirror of the hub, such as https://hf-mirror.com. Default: HF_ENDPOINT, then the hub itself."""
     cache_dir: str | None = None
     """Folder that downloaded models are kept in. Default: the Hugging Face cache."""
+    include: list[str] = Field(default_factory=list)
+    """Download only files that match one of these patterns (`*.safetensors`). Default: the files that vLLM reads."""
+    exclude: list[str] = Field(default_factory=list)
+    """Do not download files that match one of these patterns."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave off unless you have read that code."""
 
@@ -92,6 +95,19 @@ class PromptConfig(Section):
     """Vision: let records name media by http(s):// or s3://. Off, such a record becomes an error row."""
     media_roots: list[str] = Field(default_factory=list)
     """Vision: folders besides the dataset's own that local media may lie in; `/` allows any."""
+
+    @model_validator(mode="after")
+    def _template_compiles(self) -> PromptConfig:
+        if self.template is not None:
+            from jinja2 import TemplateSyntaxError
+
+            from tasks.prompts.conversation import check_template
+
+            try:
+                check_template(self.template)
+            except TemplateSyntaxError as error:
+                raise ValueError(f"template: line {error.lineno}: {error.message}") from error
+        return self
 
     @model_validator(mode="after")
     def _pixels_in_order(self) -> PromptConfig:
@@ -170,10 +186,10 @@ class YarnConfig(Section):
 class EngineConfig(Section):
     """The engines: how many, on what, and vLLM's own arguments by their names."""
 
-    kind: Literal["vllm", "openai"] = "vllm"
-    """`vllm`: engines of our own; `openai`: running servers with an OpenAI-compatible API."""
-    pool: Literal["local", "ray"] = "local"
-    """`local`: a process for each engine on this machine; `ray`: an actor for each on a Ray cluster."""
+    kind: Literal["vllm"] = "vllm"
+    """`vllm`: engines of our own."""
+    pool: Literal["local"] = "local"
+    """`local`: a process for each engine on this machine."""
     replicas: Annotated[int, Field(ge=1)] | None = None
     """Engines. Default: all GPUs / GPUs a replica; 1 on a CPU."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
@@ -206,16 +222,6 @@ class EngineConfig(Section):
     """Seconds that an engine may take to be ready."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Any other vLLM engine argument, by its name."""
-    base_urls: list[str] = Field(default_factory=list)
-    """openai: the servers, such as http://127.0.0.1:8000/v1."""
-    api_key_env: str | None = None
-    """openai: the environment variable that holds the API key."""
-
-    @model_validator(mode="after")
-    def _servers_named(self) -> EngineConfig:
-        if self.kind == "openai" and not self.base_urls:
-            raise ValueError("kind 'openai' needs base_urls")
-        return self
 
     @property
     def gpus_per_replica(self) -> int:
@@ -227,10 +233,6 @@ class OutputConfig(Section):
 
     path: str
     """Folder; local or s3://. A rerun with the same folder does only what is missing."""
-    format: Literal["jsonl", "parquet"] = "jsonl"
-    """Format of the merged data."""
-    compression: Literal["none", "zstd"] = "none"
-    """Compression of the merged data."""
     keep_fields: list[str] = Field(default_factory=list)
     """Fields of the record that are copied to its samples."""
     chunk_seconds: Annotated[float, Field(gt=0)] = 30.0

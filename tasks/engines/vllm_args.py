@@ -45,6 +45,9 @@ def engine_args(spec: EngineSpec, format_args: Json, cpu: bool) -> Json:
     args |= {name: value for name in _SAME_NAME if (value := getattr(engine, name)) is not None}
     if cpu:
         args.setdefault("enforce_eager", True)
+        if spec.config.sampling.seed is not None:
+            # vLLM sets a seeded generator back after each partial prefill, which torch's CPU generator cannot do.
+            args["enable_chunked_prefill"] = False
     if engine.limit_mm_per_prompt:
         args["limit_mm_per_prompt"] = engine.limit_mm_per_prompt
     if engine.yarn is not None:

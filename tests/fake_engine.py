@@ -1,0 +1,59 @@
+"""An engine for faults that a real one cannot be made to show: `python -m tests.fake_engine` in place of the worker.
+
+A record's prompt says what happens: POISON ends the process, HANG never answers, SLOW takes a second; anything else
+is answered at once, with the prompt itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from tasks.engines.base import Ask, Engine, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
+from tasks.engines.worker import main
+from tasks.prompts.base import Parsed
+from tasks.prompts.conversation import Conversation, text_of
+from tasks.records import Json, RecordError
+
+
+class FakeEngine:
+    def __init__(self, spec: EngineSpec) -> None:
+        self.max_num_seqs: int = spec.overrides.get("max_num_seqs") or spec.config.engine.max_num_seqs or 32
+        self.facts: Json = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": 2048}
+        self._tokens = 0
+        self._delay = float(spec.config.engine.extra.get("delay", 0.0))
+
+    def prepare(self, conversation: Conversation) -> Prepared:
+        text = text_of(conversation.messages[-1]["content"])
+        if "TOO LONG" in text:
+            raise RecordError("prompt_too_long", f"{conversation.where}: too long")
+        return Prepared(text=text, payload=None)
+
+    async def generate(self, request_id: str, prepared: Prepared, ask: Ask) -> list[Generated]:
+        await asyncio.sleep(self._delay)
+        if "POISON" in prepared.text:
+            os._exit(11)
+        if "BROKEN" in prepared.text:
+            raise EngineDeadError("CUDA error: an illegal memory access was encountered")
+        while "HANG" in prepared.text:
+            await asyncio.sleep(3600)
+        if "SLOW" in prepared.text:
+            await asyncio.sleep(1.0)
+        self._tokens += ask.n
+        return [Generated(Parsed(f"{prepared.text} {i}", None, "stop"), 1, 1) for i in range(ask.n)]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(tokens=self._tokens)
+
+    async def close(self) -> None:
+        return None
+
+
+async def start(spec: EngineSpec) -> Engine:
+    if spec.config.engine.extra.get("fail_start"):
+        raise RuntimeError(str(spec.config.engine.extra["fail_start"]))
+    return FakeEngine(spec)
+
+
+if __name__ == "__main__":
+    main(start)
