@@ -1,0 +1,209 @@
+"""Media that records name: found, allowed or refused, read and decoded; a failure is a RecordError of that record.
+
+Local media may lie below the dataset's folders (and prompt.media_roots), symlinks resolved; remote ones are read only
+where prompt.allow_remote_media says so. Nothing lazy leaves this module: an image is decoded when it is returned.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import posixpath
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.prompts.placement import Kind
+from tasks.records import RecordError
+from tasks.storage import is_remote, open_input
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow's own line for a decompression bomb: 89 megapixels, 268 MB decoded.
+MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+MAX_BYTES: dict[Kind, int] = {"image": 256 << 20, "video": 2 << 30}
+HTTP_TIMEOUT = 30.0  # seconds without a byte
+HTTP_TRIES = 3
+# Pillow reads these by running another program on the file.
+REFUSED_FORMATS = {"EPS"}
+
+Content = Path | bytes
+"""A local file, or the bytes themselves."""
+
+
+class MediaReader:
+    """Finds media. `dataset_roots` and `media_roots` are folders, local or remote; relative names are of the former."""
+
+    def __init__(self, dataset_roots: list[str], media_roots: list[str], allow_remote: bool) -> None:
+        from PIL import Image
+
+        Image.init()
+        self._formats = [name for name in Image.OPEN if name not in REFUSED_FORMATS]
+        self._dataset_roots = dataset_roots
+        every = [*dataset_roots, *media_roots]
+        self._local_roots = [_local(root).resolve() for root in every if not is_remote(root)]
+        self._remote_roots = [root.rstrip("/") for root in every if is_remote(root)]
+        self._allow_remote = allow_remote
+
+    def find(self, source: Any, kind: Kind, where: str) -> Content:
+        """The medium's file or bytes.
+
+        `source` is a path, file://, http(s):// or s3:// URL, data URI, bytes, or {"bytes", "path"}. Raises RecordError:
+        image_not_found, image_broken, image_too_large (video_… likewise), media_outside_dataset, media_unreachable,
+        remote_media_not_allowed, malformed_record.
+        """
+        if isinstance(source, dict):
+            if isinstance(source.get("bytes"), str):  # JSON has no bytes
+                return _from_base64(source["bytes"], kind, where)
+            source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+        if isinstance(source, bytes):
+            return source
+        if not isinstance(source, str) or not source:
+            raise RecordError("malformed_record", f"{where}: {kind} must be a path, URL or bytes, got {_short(source)}")
+        if source.startswith("data:"):
+            return _from_base64(source.partition(",")[2], kind, where)
+        if is_remote(source):
+            return self._remote(source, kind, where)
+        return self._local(source, kind, where)
+
+    def image(self, content: Content, name: str, where: str) -> Image.Image:
+        """The decoded image, in its own mode. Raises RecordError: image_broken, image_too_large."""
+        from PIL import Image, UnidentifiedImageError
+
+        file = content if isinstance(content, Path) else io.BytesIO(content)
+        try:
+            with Image.open(file, formats=self._formats) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise _too_large(name, where, image.width * image.height)
+                image.load()
+                return image.copy()
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise RecordError("image_too_large", f"{where}: image {name}: {error}") from error
+        except RecordError:
+            raise
+        except Exception as error:  # a codec may raise anything on a broken file
+            why = "no image, or of an unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise RecordError("image_broken", f"{where}: image {name} cannot be decoded: {why}") from error
+
+    def _local(self, source: str, kind: Kind, where: str) -> Content:
+        named = _local(source)
+        if named.is_absolute():
+            candidates = [named]
+        else:
+            candidates = [_local(root) / named for root in self._dataset_roots if not is_remote(root)]
+        try:
+            paths = [candidate.resolve() for candidate in candidates]
+            for path in paths:
+                self._require_inside(path, source, kind, where)
+                if path.is_file():
+                    return path
+        except (OSError, ValueError) as error:
+            raise _not_found(source, kind, where, str(error)[:200]) from error
+        remote = [root for root in self._dataset_roots if is_remote(root)]
+        if remote and not named.is_absolute():
+            return self._remote(f"{remote[0].rstrip('/')}/{source}", kind, where)
+        places = ", ".join(str(path) for path in paths) or "the dataset's folder"
+        raise _not_found(source, kind, where, f"no such file: {places[:500]}")
+
+    def _require_inside(self, path: Path, source: str, kind: Kind, where: str) -> None:
+        if not any(path.is_relative_to(root) for root in self._local_roots):
+            message = (
+                f"{where}: {kind} {_short(source)} lies outside the dataset's folder: "
+                "add its folder to prompt.media_roots if that is meant"
+            )
+            raise RecordError("media_outside_dataset", message)
+
+    def _remote(self, url: str, kind: Kind, where: str) -> bytes:
+        if not self._allow_remote and not self._is_own(url):
+            message = f"{where}: {kind} {_short(url)} is remote: set prompt.allow_remote_media to let records name URLs"
+            raise RecordError("remote_media_not_allowed", message)
+        if url.startswith(("http://", "https://")):
+            return _download(url, kind, where)
+        return _from_store(url, kind, where)
+
+    def _is_own(self, url: str) -> bool:
+        scheme, _, rest = url.partition("://")
+        normal = f"{scheme}://{posixpath.normpath(rest)}"
+        return any(normal.startswith(f"{root}/") for root in self._remote_roots)
+
+
+def describe(source: Any) -> str:
+    """A medium's name for messages: short, and never its bytes."""
+    if isinstance(source, dict):
+        return describe(source.get("path") or b"")
+    if isinstance(source, str) and not source.startswith("data:"):
+        return _short(source)
+    return "(given as bytes)"
+
+
+def _local(path: str) -> Path:
+    if path.startswith("file://"):
+        path = urllib.parse.unquote(urllib.parse.urlsplit(path).path)
+    return Path(path).expanduser() if path.startswith("~") else Path(path)
+
+
+def _from_base64(text: str, kind: Kind, where: str) -> bytes:
+    try:
+        return base64.b64decode(urllib.parse.unquote(text), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RecordError(f"{kind}_broken", f"{where}: {kind} given as base64 is no base64: {error}") from error
+
+
+def _download(url: str, kind: Kind, where: str) -> bytes:
+    for left in reversed(range(HTTP_TRIES)):
+        try:
+            with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT) as response:  # noqa: S310 (http and https only)
+                return _limited(response.read(MAX_BYTES[kind] + 1), url, kind, where)
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 410):
+                raise _not_found(url, kind, where, f"the server answers {error.code}") from error
+            if not left or (error.code not in (408, 429) and error.code < 500):
+                raise _unreachable(url, kind, where, error) from error
+        except (OSError, ValueError) as error:  # URLError, timeouts, resets, a URL that is none
+            if not left or isinstance(error, ValueError):
+                raise _unreachable(url, kind, where, error) from error
+        time.sleep(2.0 ** (HTTP_TRIES - left) / 4)
+    raise AssertionError("unreachable")
+
+
+def _from_store(url: str, kind: Kind, where: str) -> bytes:
+    try:
+        with open_input(url) as file:
+            return _limited(file.read(MAX_BYTES[kind] + 1), url, kind, where)
+    except RecordError:
+        raise
+    except FileNotFoundError as error:
+        raise _not_found(url, kind, where, "no such object") from error
+    except Exception as error:  # each store's client has errors of its own
+        raise _unreachable(url, kind, where, error) from error
+
+
+def _limited(data: bytes, url: str, kind: Kind, where: str) -> bytes:
+    if len(data) > MAX_BYTES[kind]:
+        raise RecordError(f"{kind}_too_large", f"{where}: {kind} {_short(url)} has over {MAX_BYTES[kind] >> 20} MiB")
+    return data
+
+
+def _too_large(name: str, where: str, pixels: int) -> RecordError:
+    message = (
+        f"{where}: image {name} has {pixels / 1e6:.0f} megapixels, more than {MAX_PIXELS / 1e6:.0f}: scale it down"
+    )
+    return RecordError("image_too_large", message)
+
+
+def _not_found(source: str, kind: Kind, where: str, why: str) -> RecordError:
+    return RecordError(f"{kind}_not_found", f"{where}: {kind} {_short(source)} not found: {why}")
+
+
+def _unreachable(url: str, kind: Kind, where: str, error: Exception) -> RecordError:
+    return RecordError("media_unreachable", f"{where}: {kind} {_short(url)} cannot be fetched: {error}")
+
+
+def _short(source: Any) -> str:
+    text = source if isinstance(source, str) else repr(source)
+    return text if len(text) <= 200 else f"{text[:200]}…"
