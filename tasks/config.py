@@ -25,8 +25,9 @@ class ModelConfig(Section):
     """Hub id (`Qwen/Qwen3-8B`), local folder, or `s3://bucket/folder/`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; pinned to its commit when downloaded. Default: the main branch."""
-    downloader: Literal["hub"] = "hub"
-    """`hub`: huggingface_hub."""
+    downloader: Literal["auto", "hub", "hfd"] = "auto"
+    """`hub`: huggingface_hub; `hfd`: aria2c with many connections; `auto`: hfd where aria2c is installed and a mirror
+    is set, else hub."""
     endpoint: str | None = None
     """A mirror of the hub, such as https://hf-mirror.com. Default: HF_ENDPOINT, then the hub itself."""
     cache_dir: str | None = None

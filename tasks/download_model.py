@@ -9,8 +9,8 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.config import ModelConfig
 from tasks.downloads.hub import download_from_hub
-from tasks.downloads.local import folder_identity, require_complete
-from tasks.errors import RunError
+from tasks.downloads.local import use_folder
+from tasks.downloads.s3 import mirror_from_s3
 from tasks.records import ModelManifest
 from tasks.retries import retried
 
@@ -18,7 +18,7 @@ from tasks.retries import retried
 @task(
     name="download_model",
     tags=["download"],
-    description="Get the model: a local folder is checked, a hub model downloaded at a pinned commit.",
+    description="Get the model: a local folder is checked, a hub model downloaded at a pinned commit, S3 mirrored.",
     cache_policy=NO_CACHE,
     **retried(3, 10.0),
 )
@@ -30,13 +30,10 @@ def download_model(model: ModelConfig, dummy_weights: bool = False) -> ModelMani
 def fetch_model(model: ModelConfig, dummy_weights: bool = False) -> ModelManifest:
     """The model's manifest; `dummy_weights` allows a folder that has none (vLLM's `load_format: dummy`).
 
-    Raises RunError for a model that is missing, gated or incomplete.
+    Raises RunError for a model that is missing, gated or incomplete, and OSError for a network that fails.
     """
-    folder = Path(model.source).expanduser()
-    if not folder.is_dir():
-        if model.source.startswith(("/", ".", "~")):
-            raise RunError(f"model.source: {model.source} is not a folder")
-        return download_from_hub(model, dummy_weights)
-    require_complete(folder, model.source, dummy_weights)
-    identity = folder_identity(folder, model.trust_remote_code)
-    return ModelManifest(source=model.source, path=str(folder.absolute()), identity=identity)
+    if model.source.startswith("s3://"):
+        return mirror_from_s3(model, dummy_weights)
+    if model.source.startswith(("/", ".", "~")) or Path(model.source).is_dir():
+        return use_folder(model, dummy_weights)
+    return download_from_hub(model, dummy_weights)
