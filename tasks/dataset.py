@@ -1,11 +1,12 @@
 """The records of a shard, read straight from the dataset's files in constant memory.
 
-What is read is hashed: a shard is either the bytes that split_dataset saw, or InputChanged. Two versions of a dataset
-are never mixed.
+What is read is hashed: a shard is either what split_dataset saw, or InputChanged. Two versions of a dataset are never
+mixed.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import orjson
 
 from tasks.errors import InputChanged
-from tasks.inputs.lines import BOM, split_lines
+from tasks.inputs.formats import read_part
+from tasks.inputs.line import Line
+from tasks.inputs.lines import BOM
 from tasks.inputs.listing import list_inputs
-from tasks.records import BadRecord, FilePart, Record, RecordError, Shard
-from tasks.storage import open_range
+from tasks.records import BadRecord, Record, RecordError, Shard
 
 __all__ = ["list_inputs", "read_shard", "verify_shard"]
 
@@ -24,62 +26,55 @@ __all__ = ["list_inputs", "read_shard", "verify_shard"]
 def read_shard(shard: Shard) -> Iterator[Record | BadRecord]:
     """The shard's records in order; a line that is no JSON object comes as a BadRecord.
 
-    Raises InputChanged at the end, or as soon as it shows, when the bytes are not those that were split: call
+    Raises InputChanged at the end, or as soon as it shows, when the records are not those that were split: call
     `verify_shard` first where no row of a changed file may be used.
     """
-    content = hashlib.sha256()
-    index = shard.start
-    for part in shard.parts:
-        for number, line in enumerate(split_lines(_hashed(part, content)), part.first_line):
-            if stripped := line.strip():
-                if index == shard.start + shard.records:
-                    raise _changed(part.path)
-                yield _parse(stripped, index, f"{part.path} line {number}")
-                index += 1
-    _check(shard, content)
+    for index, line in enumerate(_lines(shard), shard.start):
+        if index == shard.start + shard.records:
+            raise _changed(shard)
+        yield _record(line, index)
 
 
 def verify_shard(shard: Shard) -> None:
-    """Read and hash the shard's bytes. Raises InputChanged when they are not those that were split, or are gone."""
-    content = hashlib.sha256()
+    """Read and hash the shard's records. Raises InputChanged when they are not those that were split, or are gone."""
+    for _ in _lines(shard):
+        pass
+
+
+def _lines(shard: Shard) -> Iterator[Line]:
+    digest = hashlib.sha256()
     for part in shard.parts:
-        for _ in _hashed(part, content):
-            pass
-    _check(shard, content)
+        try:
+            yield from read_part(part, shard.columns, digest)
+        except FileNotFoundError as error:
+            raise InputChanged.of(part.path) from error
+        except OSError as error:
+            # What s3fs raises for an object that was replaced while it is read.
+            if error.errno != errno.EBUSY:
+                raise
+            raise InputChanged.of(part.path) from error
+    if digest.hexdigest() != shard.sha256:
+        raise _changed(shard)
 
 
-def _hashed(part: FilePart, content: Any) -> Iterator[bytes]:
-    """The part's blocks, counted to the hash; a last line without its newline counts as if it had one."""
-    left, block = part.end - part.start, b""
+def _changed(shard: Shard) -> InputChanged:
+    return InputChanged.of(", ".join(part.path for part in shard.parts))
+
+
+def _record(line: Line, index: int) -> Record | BadRecord:
+    digest = hashlib.sha256(line.content).hexdigest()[:16]
+    fields, error = line.fields, line.error
+    if fields is None and error is None:
+        fields, error = _parse(line.content)
+    if error is not None:
+        return BadRecord(index, digest, line.where, RecordError("malformed_record", f"{line.where}: {error}"))
+    return Record(index, digest, line.where, fields or {})
+
+
+def _parse(content: bytes) -> tuple[Any, str | None]:
+    """The object, or why there is none."""
     try:
-        for block in open_range(part.path, part.start, part.end):
-            content.update(block)
-            left -= len(block)
-            yield block
-    except FileNotFoundError as error:
-        raise _changed(part.path) from error
-    if left:
-        raise _changed(part.path)
-    if not block.endswith(b"\n"):
-        content.update(b"\n")
-
-
-def _check(shard: Shard, content: Any) -> None:
-    if content.hexdigest() != shard.sha256:
-        raise _changed(", ".join(part.path for part in shard.parts))
-
-
-def _changed(path: str) -> InputChanged:
-    return InputChanged(f"dataset.path: {path} changed while the run was using it; run again")
-
-
-def _parse(line: bytes, index: int, where: str) -> Record | BadRecord:
-    digest = hashlib.sha256(line).hexdigest()[:16]
-    try:
-        fields = orjson.loads(line.removeprefix(BOM))
+        fields = orjson.loads(content.removeprefix(BOM))
     except orjson.JSONDecodeError as error:
-        return BadRecord(index, digest, where, RecordError("malformed_record", f"{where}: not JSON: {error}"))
-    if isinstance(fields, dict):
-        return Record(index, digest, where, fields)
-    message = f"{where}: must be a JSON object, got {type(fields).__name__}"
-    return BadRecord(index, digest, where, RecordError("malformed_record", message))
+        return None, f"not JSON: {error}"
+    return fields, None if isinstance(fields, dict) else f"must be a JSON object, got {type(fields).__name__}"

@@ -12,3 +12,8 @@ class RunError(Exception):
 
 class InputChanged(RunError):
     """An input file is not what it was when the run split it; no row may come from it."""
+
+    @classmethod
+    def of(cls, path: str) -> InputChanged:
+        """The error for this file, or these."""
+        return cls(f"dataset.path: {path} changed while the run was using it; run again")

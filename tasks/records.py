@@ -106,7 +106,10 @@ class _File(BaseModel):
 
 
 class FilePart(_File):
-    """A byte range of one input file, made of whole lines. `first_line` is the 1-based number of its first line."""
+    """A range of one input file, made of whole records. `first_line` is the 1-based number of its first line or row.
+
+    `start` and `end` are bytes; of a compressed file, decompressed bytes; of a Parquet file, rows.
+    """
 
     path: str
     start: int
@@ -115,9 +118,10 @@ class FilePart(_File):
 
 
 class Shard(_File):
-    """A contiguous range of `records` records from `start` (an original_index) on, as byte ranges of the input.
+    """A contiguous range of `records` records from `start` (an original_index) on, as ranges of the input.
 
-    `sha256` is the hash of those bytes, in order: what the shard's results depend on besides the settings.
+    `sha256` is the hash of the records' bytes, in order (of Parquet and CSV: of their fields): what the shard's
+    results depend on besides the settings. Of Parquet files only `columns` are read; None: all.
     """
 
     index: int
@@ -125,6 +129,7 @@ class Shard(_File):
     records: int
     sha256: str
     parts: tuple[FilePart, ...]
+    columns: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -133,7 +138,10 @@ class Shard(_File):
 
 
 class DatasetManifest(_File):
-    """What split_dataset found: `sha256` is the hash of all input bytes, in the order of `files`."""
+    """What split_dataset found: `sha256` is the hash of all input bytes, in the order of `files`.
+
+    With `dataset.limit`, `bytes` and `sha256` stop where the last used record ends.
+    """
 
     files: tuple[str, ...]
     bytes: int

@@ -9,8 +9,9 @@ from prefect import task
 from tasks.config import DatasetConfig
 from tasks.errors import RunError
 from tasks.inputs.estimate import estimate_records, file_bytes
-from tasks.inputs.lines import scan_lines
+from tasks.inputs.formats import scan_file
 from tasks.inputs.listing import list_inputs
+from tasks.inputs.parquet import Columns, count_rows
 from tasks.inputs.shards import ShardCutter
 from tasks.records import DatasetManifest
 from tasks.retries import retried
@@ -25,30 +26,34 @@ TOO_MANY_SHARDS = 512
 @task(
     name="split_dataset",
     tags=["dataset"],
-    description="Cuts the dataset into shards by byte ranges and hashes them; copies nothing.",
+    description="Cuts the dataset into shards, ranges of its files, and hashes them; copies nothing.",
     **retried(3, 2.0),
 )
-def split_dataset(dataset: DatasetConfig, n: int, known_shard_size: int | None = None) -> DatasetManifest:
+def split_dataset(
+    dataset: DatasetConfig, n: int, known_shard_size: int | None = None, columns: Columns = None
+) -> DatasetManifest:
     """See `split`."""
-    return split(dataset, n, known_shard_size)
+    return split(dataset, n, known_shard_size, columns)
 
 
-def split(dataset: DatasetConfig, n: int, known_shard_size: int | None = None) -> DatasetManifest:
+def split(
+    dataset: DatasetConfig, n: int, known_shard_size: int | None = None, columns: Columns = None
+) -> DatasetManifest:
     """The dataset's files, and its records as shards.
 
     `n` is the samples a record; `known_shard_size` what an earlier run of the same output chose, kept where it still
-    fits so that its shards stay what they are. With `dataset.limit`, bytes and hash cover what was used only.
-    Raises RunError where there is no file or no record.
+    fits so that its shards stay what they are; `columns` those of Parquet files that the run needs (None: all). With
+    `dataset.limit`, bytes and hash cover what was used only. Raises RunError where there is no file or no record.
     """
     files = list_inputs(dataset.path)
     if dataset.shard_size is not None:
-        return _split(dataset, files, dataset.shard_size)
+        return _split(dataset, files, dataset.shard_size, columns)
     size = choose_shard_size(_expected_records(dataset, files), n, known_shard_size)
-    manifest = _split(dataset, files, size)
+    manifest = _split(dataset, files, size, columns)
     if len(manifest.shards) <= TOO_MANY_SHARDS:
         return manifest
     # The estimate was far too low: now the number is known.
-    return _split(dataset, files, choose_shard_size(manifest.records, n, known_shard_size))
+    return _split(dataset, files, choose_shard_size(manifest.records, n, known_shard_size), columns)
 
 
 def choose_shard_size(records: int, n: int, known: int | None = None) -> int:
@@ -67,22 +72,23 @@ def choose_shard_size(records: int, n: int, known: int | None = None) -> int:
 
 
 def _expected_records(dataset: DatasetConfig, files: list[str]) -> int:
-    """The exact number where it takes no time to count, else an estimate."""
-    sizes = [file_bytes(path) for path in files]
+    """The exact number where the files tell it or it takes little time to count, else an estimate."""
+    tables = [path for path in files if path.endswith(".parquet")]
+    texts = [path for path in files if path not in tables]
+    sizes = [file_bytes(path) for path in texts]
+    records = sum(count_rows(path) for path in tables)
     if sum(sizes) <= EXACT_BYTES:
-        return _split(dataset, files, sys.maxsize).records
-    records = estimate_records(files, sizes)
+        records += _cut(texts, ShardCutter(sys.maxsize, dataset.limit), None)[0].records
+    else:
+        records += estimate_records(texts, sizes)
     return records if dataset.limit is None else min(records, dataset.limit)
 
 
-def _split(dataset: DatasetConfig, files: list[str], size: int) -> DatasetManifest:
-    blank_lines = 0
-    with ShardCutter(size, dataset.limit) as cutter:
-        for path in files:
-            if not cutter.finished:
-                blank_lines += scan_lines(path, cutter)
+def _split(dataset: DatasetConfig, files: list[str], size: int, columns: Columns) -> DatasetManifest:
+    cutter, blank_lines = _cut(files, ShardCutter(size, dataset.limit), columns)
     if not cutter.records:
         raise RunError(f"dataset.path: {dataset.path} holds no records; every line is blank, or there is none")
+    tables = any(path.endswith(".parquet") for path in files)
     return DatasetManifest(
         files=tuple(files),
         bytes=cutter.input_bytes,
@@ -90,5 +96,15 @@ def _split(dataset: DatasetConfig, files: list[str], size: int) -> DatasetManife
         blank_lines=blank_lines,
         sha256=cutter.input_sha256,
         shard_size=size,
-        shards=tuple(cutter.shards),
+        shards=tuple(shard.model_copy(update={"columns": columns}) if tables else shard for shard in cutter.shards),
     )
+
+
+def _cut(files: list[str], cutter: ShardCutter, columns: Columns) -> tuple[ShardCutter, int]:
+    """The cutter after all files, and the blank lines met."""
+    blank_lines = 0
+    with cutter:
+        for path in files:
+            if not cutter.finished:
+                blank_lines += scan_file(path, cutter, columns)
+    return cutter, blank_lines

