@@ -94,8 +94,11 @@ def load_tokenizer(model_path: str, trust_remote_code: bool) -> Any:
     """The model's tokenizer, from local files only."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=trust_remote_code)
-    # A first call may reset truncation and padding that tokenizer.json asks for; in threads that fails.
+    return warmed(AutoTokenizer.from_pretrained(model_path, local_files_only=True, trust_remote_code=trust_remote_code))
+
+
+def warmed(tokenizer: Any) -> Any:
+    """The tokenizer, fit for threads: its first call may reset truncation and padding that tokenizer.json asks for."""
     tokenizer.encode("")
     return tokenizer
 

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from tasks.config import PromptConfig
 from tasks.prompts.base import Completion, Parsed, Prompt
-from tasks.prompts.chat import encode, load_tokenizer, parse_thinking
+from tasks.prompts.chat import encode, parse_thinking, warmed
 from tasks.prompts.conversation import Conversation, Message
 from tasks.prompts.media import Content, MediaReader, describe
 from tasks.prompts.media_cache import ImageCache, image_bytes
@@ -49,7 +49,7 @@ class VisionFormat:
         processor = AutoProcessor.from_pretrained(
             model_path, local_files_only=True, trust_remote_code=trust_remote_code
         )
-        self._tokenizer = load_tokenizer(model_path, trust_remote_code)
+        self._tokenizer = warmed(processor.tokenizer)
         self._template = processor.chat_template or self._tokenizer.chat_template
         self._grid = _Grid(processor)
         self._reader = MediaReader(dataset_roots, config.media_roots, config.allow_remote_media)
@@ -124,7 +124,8 @@ class VisionFormat:
             raise RecordError("malformed_record", f"{where}: image {name}: {error}") from error
         except Exception as error:  # Pillow and qwen_vl_utils refuse with various errors
             kind = "image_too_small" if min(image.size) < self._grid.factor else "image_broken"
-            message = f"{where}: image {name} ({image.width} x {image.height}) cannot be prepared: {error}"
+            limits = "".join(f", {option} {value}" for option, value in options.items())
+            message = f"{where}: image {name} ({image.width} x {image.height}{limits}) cannot be prepared: {error}"
             raise RecordError(kind, message) from error
         prepared: Image.Image = images[0]
         return prepared
