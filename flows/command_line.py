@@ -42,9 +42,15 @@ class CommandLine(BaseSettings, GenerateConfig):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: object
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the YAML; no environment variables, which nobody would look for."""
+        """Flags, then the YAML; no environment variables or files, where nobody would look for a setting."""
+        del env_settings, dotenv_settings, file_secret_settings
         cli: PydanticBaseSettingsSource = CliSettingsSource(settings_cls, cli_parse_args=cls.arguments)
         return cli, init_settings
 

@@ -1,4 +1,4 @@
-"""The DAG: download the model, split the dataset, generate shard by shard, merge, validate.
+"""The DAG: download the model, split the dataset, generate shard by shard, merge, validate, report.
 
     python flows/generate.py --config deployments/demo.yaml [--section.field VALUE …]
 
@@ -63,6 +63,7 @@ from tasks.split_dataset import split_dataset
 from tasks.storage import Storage, is_remote, open_storage, write
 from tasks.tally import grading_key, regrade
 from tasks.validate_output import validate_output
+from tasks.write_report import write_report
 
 PLAN = "shards/plan.json"
 MOST_SHARDS_AT_ONCE = 256
@@ -117,6 +118,7 @@ def _run(config: GenerateConfig, storage: Storage) -> Json:
         )
         manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, started_at)
     write_run_manifest(storage, manifest)
+    write_report(config.output.path, manifest, dataset, shards)
     result.require()
     return manifest
 

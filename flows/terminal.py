@@ -64,6 +64,7 @@ def summary(manifest: Json, output_path: str) -> str:
         f"truncated  {truncated:.1%}",
         f"time       {duration(run['seconds'])}",
         f"result     {output_path}/data.jsonl",
+        f"report     {output_path}/report.html",
         f"errors in  {output_path}/errors.jsonl, provenance in {output_path}/manifest.json",
     ]
     return "\n".join(lines)

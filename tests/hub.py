@@ -202,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         model = self._model(name, content=True)
         commit = model and self._commit(model, revision)
         if model is None or commit is None:
-            return
+            return None
         if file not in model.files:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         data = model.files[file]
