@@ -176,7 +176,7 @@ class VisionFormat:
         merged = {name: value for name, value in settings.items() if value is not None} | options
         least = min_tokens * self._grid.factor**2
         if merged.get("max_pixels", least) < least:
-            merged.setdefault("min_pixels", merged["max_pixels"])
+            merged.setdefault("min_pixels", min(self._grid.factor**2, merged["max_pixels"]))
         return merged
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def chat(qwen3: str) -> PromptFormat:
     return make(qwen3)
 
 
+@lru_cache
 def make(folder: str, **settings: Any) -> PromptFormat:
     return make_format(folder, PromptConfig(**settings), [])
 
@@ -72,7 +74,8 @@ def test_prompt_is_the_templates(name: str, thinking: bool | None, qwen3: str, t
 
 
 def test_template_arguments_of_the_config(qwen3: str) -> None:
-    prompt = make(qwen3, chat_template_kwargs={"enable_thinking": False}).render(conversation(prompt="Hi"))
+    settings = PromptConfig(chat_template_kwargs={"enable_thinking": False})
+    prompt = make_format(qwen3, settings, []).render(conversation(prompt="Hi"))
     assert prompt.text.endswith(THINKING_OFF)
 
 

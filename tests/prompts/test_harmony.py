@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def made(model: str) -> Callable[..., HarmonyFormat]:
+    @lru_cache
     def make(**settings: Any) -> HarmonyFormat:
         made = make_format(model, PromptConfig(**settings), [])
         assert isinstance(made, HarmonyFormat)

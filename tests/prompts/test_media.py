@@ -6,6 +6,7 @@ import base64
 import io
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def vision(folder: Path) -> VisionFormat:
     return make(folder)
 
 
+@lru_cache
 def make(*roots: Any, **settings: Any) -> VisionFormat:
     made = make_format(str(cached(tiny_qwen25_vl)), PromptConfig(**settings), [str(root) for root in roots])
     assert isinstance(made, VisionFormat)
@@ -175,8 +177,8 @@ def test_modes_become_rgb(mode: str, vision: VisionFormat) -> None:
 
 def test_media_roots_allow_more(folder: Path) -> None:
     secret = str(folder.parent / "secret.png")
-    assert render(make(folder, media_roots=[str(folder.parent)]), images=[secret, "link.png"]).length > 500
-    assert render(make(folder, media_roots=["/"]), images=[secret]).length > 250
+    assert render(make(folder, media_roots=(str(folder.parent),)), images=[secret, "link.png"]).length > 500
+    assert render(make(folder, media_roots=("/",)), images=[secret]).length > 250
 
 
 def test_second_root_is_looked_through(folder: Path, tmp_path: Path) -> None:

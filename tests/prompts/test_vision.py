@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Recipe:
         return text, inputs
 
 
+@lru_cache
 def make(folder: Path, **settings: Any) -> VisionFormat:
     made = make_format(str(folder), PromptConfig(**settings), [str(PHOTOS)])
     assert isinstance(made, VisionFormat)
@@ -160,7 +162,7 @@ def test_prompt_is_the_recipes(shape: str, vision: VisionFormat, recipe: Recipe)
 
 
 def test_video_file_is_the_recipes(vision: VisionFormat, recipe: Recipe, family: Path, clip: Path) -> None:
-    vision = make(family, media_roots=[str(clip.parent)])
+    vision = make(family, media_roots=(str(clip.parent),))
     prompt = vision.render(conversation(prompt="<video>What moves?", videos=[str(clip)]))
     assert_same(prompt, recipe, [user([{"type": "video", "video": str(clip)}, text("What moves?")])])
     assert prompt.multi_modal_data["video"][0][0].shape[0] == 6  # 3 s at 2 frames a second
@@ -193,16 +195,15 @@ def test_config_pixels_apply_where_the_part_has_none(qwen25: Path) -> None:
 
 
 def test_max_pixels_below_the_librarys_minimum(qwen25: Path, clip: Path) -> None:
-    vision = make(qwen25, max_pixels=2000, media_roots=["/"])
-    prompt = vision.render(
-        conversation(prompt="?", images=["coffee.png"], videos=[str(clip), ["coffee.png", "coffee.png"]])
-    )
+    vision = make(qwen25, max_pixels=10_000, media_roots=("/",))
+    image = {"image": "coffee.png", "max_pixels": 2000}
+    prompt = vision.render(conversation(prompt="?", images=[image], videos=[str(clip), ["coffee.png", "coffee.png"]]))
     assert prompt.multi_modal_data["image"][0].size == (28, 28)
-    assert [tuple(video.shape) for video, _ in prompt.multi_modal_data["video"]] == [(6, 3, 28, 28), (2, 3, 28, 28)]
+    assert [tuple(video.shape) for video, _ in prompt.multi_modal_data["video"]] == [(6, 3, 84, 112), (2, 3, 56, 112)]
 
 
 def test_config_fps(qwen25: Path, clip: Path) -> None:
-    prompt = make(qwen25, fps=5, media_roots=["/"]).render(conversation(prompt="?", videos=[str(clip)]))
+    prompt = make(qwen25, fps=5, media_roots=("/",)).render(conversation(prompt="?", videos=[str(clip)]))
     frames, metadata = prompt.multi_modal_data["video"][0]
     assert frames.shape[0] == 14  # 15 frames of 3 s at 5 a second, made even
     assert metadata["fps"] == 10
@@ -243,7 +244,7 @@ def test_same_image_is_prepared_once(qwen25: Path, tmp_path: Path, monkeypatch: 
         return original(*args, **kwargs)
 
     monkeypatch.setattr(Image, "open", counting)
-    vision, record = make(qwen25), conversation(prompt="?", images=["coffee.png"])
+    vision, record = make.__wrapped__(qwen25), conversation(prompt="?", images=["coffee.png"])
     with ThreadPoolExecutor(8) as threads:
         prompts = list(threads.map(vision.render, [record] * 32))
     assert len(opened) == 1
@@ -251,7 +252,7 @@ def test_same_image_is_prepared_once(qwen25: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_changed_image_is_read_again(qwen25: Path, tmp_path: Path) -> None:
-    vision, path = make(qwen25, media_roots=[str(tmp_path)]), tmp_path / "a.png"
+    vision, path = make(qwen25, media_roots=(str(tmp_path),)), tmp_path / "a.png"
     sizes = []
     for edge in (56, 112):
         Image.new("RGB", (edge, edge)).save(path)
