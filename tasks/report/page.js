@@ -90,8 +90,10 @@ function compared(sample) {
 }
 
 function pictures(sample) {
+  if (!sample.prompt?.includes("<|vision_start|>")) return [];
   const shown = (images[sample.index] ?? []).map((uri) => Object.assign(new Image(), { src: uri, alt: "image of the prompt" }));
-  return shown.length ? [element("h4", "", "Images"), element("div", "images", ...shown)] : [];
+  const body = shown.length ? element("div", "images", ...shown) : element("p", "none", "not among those copied into this page");
+  return [element("h4", "", "Images"), body];
 }
 
 function detail(sample) {
@@ -100,7 +102,7 @@ function detail(sample) {
     element("p", "muted", facts(sample)),
     ...siblings(sample),
   ];
-  if (sample.error) return [...head, block("Error", sample.error), block("What to do", sample.message)];
+  if (sample.error) return [...head, block("Error", sample.error), block("Message", sample.message)];
   const extra = Object.entries(sample.extra ?? {}).map(([name, value]) => block(name, String(value)));
   return [
     ...head,

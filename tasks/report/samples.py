@@ -165,7 +165,7 @@ def _add_rare(
 
 
 def _errors(storage: Storage, folder: str, shards: Sequence[ShardManifest]) -> list[list[Shown]]:
-    """Error rows by kind, from evenly spread shards that have the kind."""
+    """Error rows by kind, one a record, from evenly spread shards that have the kind."""
     kinds = sorted({kind for shard in shards for kind in shard.tally.errors_by_kind})
     return [list(_errors_of(storage, folder, shards, kind)) for kind in kinds]
 
@@ -174,7 +174,8 @@ def _errors_of(storage: Storage, folder: str, shards: Sequence[ShardManifest], k
     with_it = _evenly([shard for shard in shards if kind in shard.tally.errors_by_kind], 8)
     for shard in with_it:
         rows = (row for row in _rows(storage, f"{folder}/{shard.errors.name}") if row["error"] == kind)
-        for row in islice(rows, EACH_ERROR_KIND // len(with_it)):
+        first = (next(group) for _, group in groupby(rows, key=lambda row: row["original_index"]))
+        for row in islice(first, EACH_ERROR_KIND // len(with_it)):
             fields = {"error": kind, "message": _short(row["message"], OTHER_CHARACTERS)}
             yield Shown(row["original_index"], row["sample_id"], ("error",), fields)
 

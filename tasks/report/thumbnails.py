@@ -21,12 +21,12 @@ from tasks.storage import is_remote
 if TYPE_CHECKING:
     from PIL import Image
 
-MOST_RECORDS = 48
+MOST_RECORDS = 240
 IMAGES_A_RECORD = 4
-PIXELS = 256
-"""Longest side of a thumbnail: about 10 kB as WebP."""
+PIXELS = 192
+"""Longest side of a thumbnail: some 5 kB as WebP."""
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = 3 << 19
 _MEDIA_START = "<|vision_start|>"
 
 
@@ -37,15 +37,14 @@ def thumbnails(samples: Sequence[Shown], dataset: DatasetManifest, config: Gener
     """
     with_media = sorted({sample.index for sample in samples if _MEDIA_START in sample.fields.get("prompt", "")})
     wanted = with_media[:: max(1, -(-len(with_media) // MOST_RECORDS))]
-    made: dict[int, list[str]] = {}
-    left = MOST_BYTES
-    for record in _records(dataset, wanted):
-        uris = list(_thumbnails(record, _reader(dataset, config), config))
-        left -= sum(map(len, uris))
-        if left < 0:
-            break
-        if uris:
-            made[record.original_index] = uris
+    reader = _reader(dataset, config)
+    made = {
+        record.original_index: uris
+        for record in _records(dataset, wanted)
+        if (uris := list(_thumbnails(record, reader, config)))
+    }
+    while sum(len(uri) for uris in made.values() for uri in uris) > MOST_BYTES:
+        made = dict(list(made.items())[1::2])
     return made
 
 
@@ -91,5 +90,5 @@ def _data_uri(image: Image.Image) -> str:
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((PIXELS, PIXELS))
     content = io.BytesIO()
-    image.save(content, "WEBP", quality=70)
+    image.save(content, "WEBP", quality=65)
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -115,6 +115,12 @@ def test_kept_fields_are_shown_as_text(tmp_path: Path) -> None:
     assert fields["extra"] == {"level": "3", "tags": '["a"]'}
 
 
+def test_errors_are_of_different_records(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, records=300, n=4)
+    shown = choose(run.storage, FOLDER, run.shards, VALIDATION)
+    assert [row.index for row in shown if "error" in row.flags] == [49, 99, 149, 199, 249, 299]
+
+
 def test_no_samples_at_all(tmp_path: Path) -> None:
     run = finished_run(tmp_path, records=3, n=1, row=lambda i, s: ErrorRow(i, s, "engine_crash", "again").row())
     assert [row.flags for row in choose(run.storage, FOLDER, run.shards, VALIDATION)] == [("error",)] * 3
