@@ -51,6 +51,7 @@ from tasks.engines.local_pool import LocalLauncher
 from tasks.engines.pool import EnginePool
 from tasks.errors import RunError
 from tasks.generate_shard import Job, find_whole, generate_shard
+from tasks.inputs.columns import needed_columns
 from tasks.key import results_key
 from tasks.merge_shards import merge_shards
 from tasks.output_lock import output_lock
@@ -128,7 +129,7 @@ def _split(config: GenerateConfig, storage: Storage) -> DatasetManifest:
     known = None
     with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, KeyError):
         known = int(orjson.loads(storage.read(PLAN))["shard_size"])
-    dataset = split_dataset(config.dataset, config.sampling.n, known)
+    dataset = split_dataset(config.dataset, config.sampling.n, known, needed_columns(config))
     if dataset.shard_size != known:
         write(storage, PLAN, orjson.dumps({"shard_size": dataset.shard_size}))
     log.info("dataset: %d records in %d shards of %d", dataset.records, len(dataset.shards), dataset.shard_size)

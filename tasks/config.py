@@ -51,7 +51,7 @@ class DatasetConfig(Section):
     """The input dataset, and which fields of a record mean what."""
 
     path: str
-    """File, glob or folder; local or s3://; .jsonl (.jsonl.gz, .jsonl.zst, .parquet, .csv)."""
+    """File, glob or folder; local, s3:// or hf://datasets/…; .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .csv."""
     shard_size: Annotated[int, Field(ge=1)] | None = None
     """Records a shard. Default: a power of two that makes at most some hundreds of shards, minutes long each."""
     limit: Annotated[int, Field(ge=1)] | None = None

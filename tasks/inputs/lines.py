@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 NEWLINE, SPACE = 10, 32
-BLOCK_BYTES = 512 << 10
+BLOCK_BYTES = 1 << 20
 
 
 def scan_lines(path: str, cutter: ShardCutter) -> int:
@@ -107,8 +107,7 @@ class _Scan:
             view = self._skip_bom(view)
         if not view:
             return
-        newlines, plain = self._marks.find(view)
-        lines = int(newlines.sum())
+        newlines, lines, plain = self._marks.find(view)
         if plain and self._starts_plain(view) and lines < self._cutter.room:
             self._give(view, lines)
             self._inside_record = self._unterminated = view[-1] != NEWLINE
@@ -180,8 +179,8 @@ class _Marks:
 
         self._newlines, self._spaces = np.empty(BLOCK_BYTES, np.bool_), np.empty(BLOCK_BYTES, np.bool_)
 
-    def find(self, block: memoryview) -> tuple[Flags, bool]:
-        """Which bytes are newlines (valid until the next call); and that no white space follows one.
+    def find(self, block: memoryview) -> tuple[Flags, int, bool]:
+        """Which bytes are newlines (valid until the next call), how many, and whether no white space follows one.
 
         Where some does, a line may be blank, and a closer look is needed.
         """
@@ -190,7 +189,8 @@ class _Marks:
         codes = np.frombuffer(block, np.uint8)
         newlines = np.equal(codes, NEWLINE, out=self._newlines[: len(codes)])
         after = np.less_equal(codes, SPACE, out=self._spaces[: len(codes)])[1:]
-        return newlines, not np.logical_and(after, newlines[:-1], out=after).any()
+        plain = not np.logical_and(after, newlines[:-1], out=after).any()
+        return newlines, int(np.count_nonzero(newlines)), plain
 
 
 def _blank_lines(block: memoryview, ends: Offsets, inside_record: bool) -> Flags:

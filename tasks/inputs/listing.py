@@ -25,9 +25,15 @@ def list_inputs(path: str) -> list[str]:
         raise RunError(f"dataset.path: {path}: access denied ({error}); check the credentials") from error
     files = sorted(file for file in found if file.endswith(SUFFIXES))
     if not files:
-        what = "no file of a known format there" if found else "no such file or folder"
-        raise RunError(f"dataset.path: {path}: {what} (known formats: {', '.join(SUFFIXES)})")
+        raise RunError(f"dataset.path: {path}: {_nothing(path, found)} (known formats: {', '.join(SUFFIXES)})")
     return files
+
+
+def _nothing(path: str, found: list[str]) -> str:
+    if found:
+        return "no file of a known format there"
+    # The hub does not tell a gated or private dataset from none.
+    return "no such file or folder" + (", or HF_TOKEN lacks access" if path.startswith("hf://") else "")
 
 
 def _local_files(path: str) -> list[str]:
