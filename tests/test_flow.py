@@ -45,7 +45,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Pat
         "model": {"source": str(tiny_qwen3)},
         "dataset": {"path": str(folder / "data.jsonl"), "shard_size": 5},
         "prompt": {"system": "Be brief.", "enable_thinking": False},
-        "sampling": {"n": N, "max_tokens": 8, "temperature": 1.0, "seed": 7},
+        "sampling": {"n": N, "max_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 7},
         "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16},
         "output": {"path": str(folder / "out"), "keep_fields": ["topic"], "chunk_seconds": 0.5},
         "validation": {"max_error_rate": 0.2},

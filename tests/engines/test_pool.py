@@ -71,8 +71,7 @@ def test_an_engine_that_is_stopped_is_ended(tmp_path: Path) -> None:
     run = FakeRun.make(
         tmp_path, prompts(100), engine={"max_num_seqs": 4, "stall_timeout": 2.0, "extra": {"delay": 0.1}}
     )
-    stopper = threading.Timer(3.0, lambda: os.kill(_engines(run)[0], signal.SIGSTOP))
-    stopper.start()
+    _after_samples(run, 10, signal.SIGSTOP)
     run.run()
     assert run.places() == all_places(100, 1)
     assert not run.rows(errors=True)
@@ -80,8 +79,7 @@ def test_an_engine_that_is_stopped_is_ended(tmp_path: Path) -> None:
 
 def test_kill_9_of_an_engine_loses_only_what_was_in_flight(tmp_path: Path) -> None:
     run = FakeRun.make(tmp_path, prompts(200), replicas=2, engine={"max_num_seqs": 4, "extra": {"delay": 0.2}})
-    killer = threading.Timer(3.0, lambda: os.kill(_engines(run)[0], signal.SIGKILL))
-    killer.start()
+    _after_samples(run, 10, signal.SIGKILL)
     run.run()
     assert run.places() == all_places(200, 1)
     assert sum(e.restarts for e in run.view.engines) == 1
@@ -149,6 +147,17 @@ def test_engines_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     while any(_alive(pid) for pid in engines):
         assert time.monotonic() < deadline + 10
         time.sleep(0.1)
+
+
+def _after_samples(run: FakeRun, samples: int, signum: int) -> None:
+    """Signal the first running engine once so many samples are made."""
+
+    def wait_and_signal() -> None:
+        while run.view.samples < samples:
+            time.sleep(0.02)
+        os.kill(_engines(run)[0], signum)
+
+    threading.Thread(target=wait_and_signal, daemon=True).start()
 
 
 def _engines(run: FakeRun) -> list[int]:
