@@ -37,6 +37,7 @@ _OPTIONS = (
     "--continue=true",
     "--always-resume=false",  # from zero where the server cannot send a part of a file
     "--auto-save-interval=1",
+    "--disk-cache=0",  # what the control file says is there is on the disk, whenever a kill comes
     "--allow-overwrite=true",
     "--auto-file-renaming=false",
     "--max-tries=5",

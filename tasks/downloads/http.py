@@ -1,6 +1,7 @@
 """The `hub` downloader: files by huggingface_hub, some at once, each going on from where a killed run left it.
 
-huggingface_hub's own snapshot_download starts a file again from zero; here a partial file is kept beside the blobs.
+huggingface_hub's own snapshot_download starts a file again from zero; here a partial file is kept beside the blobs
+(and a kill loses the last 10 MB of it, huggingface_hub's block).
 Files in Xet storage go by huggingface_hub's Xet client (chunks in parallel), which does start a file again.
 """
 

@@ -24,6 +24,7 @@ from tasks.run_log import log
 
 _IDLE_ROUNDS = 4
 """Rounds without a byte gained, after which a download is given up (and left to the task's retries)."""
+_RETRY_SECONDS = 2.0
 _THREADS = 4
 
 
@@ -131,7 +132,7 @@ class _Download:
         self._require_space(missing)
         idle, most = 0, self._bytes_here(wanted)
         while missing and idle < _IDLE_ROUNDS:
-            time.sleep(2.0 * idle)
+            time.sleep(_RETRY_SECONDS * idle)
             self._fetch_once(repo, commit, missing)
             here = self._bytes_here(wanted)
             idle, most = (0, here) if here > most else (idle + 1, most)

@@ -20,7 +20,7 @@ from tasks.errors import RunError
 
 HUB = "https://huggingface.co"
 _OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
-_CHATTY = ("httpx", "httpx2", "urllib3")
+_CHATTY = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 

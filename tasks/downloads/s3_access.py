@@ -39,6 +39,7 @@ def s3_errors(url: str, field: str) -> Iterator[None]:
         CredentialRetrievalError,
         HTTPClientError,
         NoCredentialsError,
+        ParamValidationError,
         PartialCredentialsError,
         ProfileNotFound,
     )
@@ -48,6 +49,8 @@ def s3_errors(url: str, field: str) -> Iterator[None]:
         yield
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound, CredentialRetrievalError):
         raise RunError(f"{field}: {url} needs credentials, and there are none: set {_SEE}") from None
+    except ParamValidationError:
+        raise RunError(f"{field}: {url}: {bucket!r} is no name of a bucket") from None
     except FileNotFoundError:
         raise RunError(
             f"{field}: there is no bucket {bucket!r} for {url}: check the name and AWS_ENDPOINT_URL"
