@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -191,16 +192,20 @@ class _Waiting:
 
 
 class _InProcessCore:
-    """LLMEngine, stepped by a thread. Requests enter between two steps."""
+    """LLMEngine, stepped by a thread. Requests enter between two steps.
+
+    The thread that steps also builds: the cores and the number of threads that OpenMP computes with are a thread's own.
+    """
 
     def __init__(self, args: Json, counter: _Counter) -> None:
         self.counter = counter
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**args), stat_loggers=[counter])
-        self.vllm_config = self._engine.vllm_config
         self._inbox: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._waiting: dict[str, _Waiting] = {}
-        self._thread = threading.Thread(target=self._run, name="vllm-steps", daemon=True)
+        built: Future[LLMEngine] = Future()
+        self._thread = threading.Thread(target=self._run, args=(args, built), name="vllm-steps", daemon=True)
         self._thread.start()
+        self._engine = built.result()
+        self.vllm_config = self._engine.vllm_config
 
     async def generate(self, request_id: str, prompt: TokensPrompt, params: SamplingParams) -> Any:
         if not self._thread.is_alive():
@@ -214,7 +219,13 @@ class _InProcessCore:
         self._inbox.put(None)
         self._thread.join(timeout=10)
 
-    def _run(self) -> None:
+    def _run(self, args: Json, built: Future[LLMEngine]) -> None:
+        try:
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**args), stat_loggers=[self.counter])
+        except BaseException as error:
+            built.set_exception(error)
+            return
+        built.set_result(self._engine)
         try:
             while self._take_in():
                 for output in self._engine.step():
