@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from tasks.config import EngineConfig
 from tasks.engines.gentler import gentler, is_out_of_memory
@@ -404,8 +404,3 @@ class EnginePool:
             slot.view.state = "ended"
         for index in list(self._futures):
             self._fail(index, ShardFailedError("the run was stopped"))
-
-
-def view_as_rows(view: PoolView) -> list[dict[str, Any]]:
-    """The engines as a table."""
-    return [vars(engine) for engine in view.engines]
