@@ -1,8 +1,6 @@
 """Downloads from a hub on loopback: as fast as they go, then killed again and again, then with a damaged byte.
 
-    python -m tests.benchmarks.download [--megabytes 500] [--kills 5]
-
-Prints a row for each: seconds, bytes on disk after each kill, bytes the hub sent, and whether the sha256 is right.
+A row for each: seconds, megabytes the hub sent, and whether the sha256 is right; notes tell what was kept at each kill.
 The hub is Python on the same cores: the speeds are a lower bound, and say more of it than of the downloaders.
 """
 
@@ -16,6 +14,7 @@ import time
 from pathlib import Path
 
 from tasks.config import ModelConfig
+from tests.benchmarks.harness import Result
 from tests.downloads.running import start, wait_until
 from tests.hub import Hub, Model, running_hub, tiny_model
 
@@ -24,21 +23,23 @@ DELAY = 0.02
 """Seconds after each 64 KiB on a connection: 16 connections make about 50 MB/s, so that there is time for kills."""
 
 
-def main() -> None:
-    """Run all cases and print what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--kills", type=int, default=5)
-    arguments = parser.parse_args()
-    weights = os.urandom(arguments.megabytes * 1_000_000)
+
+
+def measure(options: argparse.Namespace) -> Result:
+    weights = os.urandom(options.megabytes * 1_000_000)
+    result = Result([])
     with tempfile.TemporaryDirectory() as folder, running_hub() as hub:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/user-cache"
         small = {name: data for name, data in tiny_model().files.items() if name in ("config.json", "tokenizer.json")}
         hub.models["org/large"] = Model({**small, WEIGHTS: weights})
         for downloader in ("hub", "hfd"):
-            undisturbed(hub, config(hub, Path(folder, downloader), downloader))
-        killed(hub, config(hub, Path(folder, "killed"), "hfd"), arguments.kills)
-        damaged(hub, config(hub, Path(folder, "killed"), "hfd"))
+            undisturbed(result, hub, config(hub, Path(folder, downloader), downloader))
+        killed(result, hub, config(hub, Path(folder, "killed"), "hfd"), options.kills)
+        damaged(result, hub, config(hub, Path(folder, "killed"), "hfd"))
+    return result
 
 
 def config(hub: Hub, cache: Path, downloader: str) -> ModelConfig:
@@ -48,14 +49,14 @@ def config(hub: Hub, cache: Path, downloader: str) -> ModelConfig:
     )
 
 
-def undisturbed(hub: Hub, model: ModelConfig) -> None:
+def undisturbed(result: Result, hub: Hub, model: ModelConfig) -> None:
     """One download, start of the process and verification included; then the same again."""
     for what in ("download", "again, present"):
         hub.sent.clear()
-        report(hub, model, f"{model.downloader}: {what}", *run(model))
+        report(result, hub, model, f"{model.downloader}: {what}", *run(model))
 
 
-def killed(hub: Hub, model: ModelConfig, kills: int) -> None:
+def killed(result: Result, hub: Hub, model: ModelConfig, kills: int) -> None:
     """Kill the download with SIGKILL whenever another share of the file has come."""
     hub.sent.clear()
     hub.delay = DELAY
@@ -66,14 +67,14 @@ def killed(hub: Hub, model: ModelConfig, kills: int) -> None:
         wait_until(lambda share=(kill + 1) / (kills + 1): on_disk(model) > share * size, process, 300)
         process.kill()
         process.communicate()
-        print(f"  kill {kill + 1}: {on_disk(model) / 1e6:.0f} MB on disk, {connections(hub)} connections")
+        result.notes.append(f"kill {kill + 1}: {on_disk(model) / 1e6:.0f} MB on disk, {connections(hub)} connections")
         hub.requests.clear()
     _, path = run(model)
     hub.delay = 0
-    report(hub, model, f"{model.downloader}: killed {kills} times", time.monotonic() - began, path)
+    report(result, hub, model, f"{model.downloader}: killed {kills} times", time.monotonic() - began, path)
 
 
-def damaged(hub: Hub, model: ModelConfig) -> None:
+def damaged(result: Result, hub: Hub, model: ModelConfig) -> None:
     """Flip a byte of the finished model: only that file is fetched again."""
     _, path = run(model)
     with Path(path, WEIGHTS).open("r+b") as file:
@@ -83,8 +84,8 @@ def damaged(hub: Hub, model: ModelConfig) -> None:
         file.write(bytes([byte ^ 1]))
     hub.sent.clear()
     hub.delay = DELAY
-    report(hub, model, f"{model.downloader}: a byte flipped on the disk", *run(model))
-    print(f"  files sent again: {sorted(name for name, sent in hub.sent.items() if sent)}")
+    report(result, hub, model, f"{model.downloader}: a byte flipped on the disk", *run(model))
+    result.notes.append(f"files sent again: {sorted(name for name, sent in hub.sent.items() if sent)}")
 
 
 def run(model: ModelConfig) -> tuple[float, str]:
@@ -96,12 +97,13 @@ def run(model: ModelConfig) -> tuple[float, str]:
     return time.monotonic() - began, path.strip()
 
 
-def report(hub: Hub, model: ModelConfig, what: str, seconds: float, path: str) -> None:
+def report(result: Result, hub: Hub, model: ModelConfig, what: str, seconds: float, path: str) -> None:
     """One row."""
     with Path(path, WEIGHTS).open("rb") as file:
         right = hashlib.file_digest(file, "sha256").hexdigest() == hub.models["org/large"].oids[WEIGHTS]
-    sent = sum(hub.sent.values()) / 1e6
-    print(f"{what}: {seconds:.1f} s, {sent:.0f} MB sent, sha256 {'right' if right else 'WRONG'}", flush=True)
+    sent = round(sum(hub.sent.values()) / 1e6, 1)
+    verdict = "right" if right else "WRONG"
+    result.rows.append({"download": what, "seconds": round(seconds, 2), "MB sent": sent, "sha256": verdict})
 
 
 def on_disk(model: ModelConfig) -> int:
@@ -114,7 +116,3 @@ def on_disk(model: ModelConfig) -> int:
 def connections(hub: Hub) -> int:
     """Connections that fetched a range of the weights since the last look."""
     return sum(r.path.startswith("/cdn/") and r.path.endswith(WEIGHTS) for r in hub.requests)
-
-
-if __name__ == "__main__":
-    main()

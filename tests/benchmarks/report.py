@@ -1,29 +1,24 @@
 """How large a run's report is, how long it takes to make, and how soon a browser can search in it.
 
-    python tests/benchmarks/report.py [--samples 100000] [--n 4] [--words 120] [--screenshots DIR]
-
 Needs `playwright` and Chromium. Rows hold markup that would open a dialog if any of it were taken for markup; the
-browser's dialogs, errors and requests are counted. Prints one JSON line.
+browser's dialogs, errors and requests are counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from playwright.sync_api import Page, sync_playwright
 
 from tasks.records import Json
 from tasks.write_report import report
+from tests.benchmarks.harness import Result
 from tests.runs import Run, finished_run
 from tests.shards import RowMaker, sample_row
 
@@ -38,14 +33,15 @@ FIRST_SEEN = """
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--n", type=int, default=4)
     parser.add_argument("--words", type=int, default=120, help="words a completion, on the median")
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--screenshots", help="folder for pictures of the page, light and dark")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         records = options.samples // options.n
         run = finished_run(Path(folder), records, 1024, options.n, _row_maker(options.words), options.engines)
@@ -53,7 +49,8 @@ def main() -> None:
         path = Path(report(run.storage, run.manifest, run.dataset, run.shards))
         made = {"samples": options.samples, "make_seconds": round(time.perf_counter() - started, 2)}
         size = {"megabytes": round(path.stat().st_size / 1e6, 2), "data_megabytes": _data_megabytes(run)}
-        print(json.dumps(made | size | browse(path, options.screenshots)))
+        figures = made | size | browse(path, options.screenshots)
+    return Result([{"figure": name, "value": str(value)} for name, value in figures.items()])
 
 
 def _data_megabytes(run: Run) -> float:
@@ -127,7 +124,3 @@ def _picture(page: Page, folder: Path) -> None:
     page.set_viewport_size({"width": 420, "height": 900})
     page.wait_for_timeout(500)
     page.screenshot(path=folder / "narrow.png", full_page=True)
-
-
-if __name__ == "__main__":
-    main()

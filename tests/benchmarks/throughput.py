@@ -1,9 +1,7 @@
 """Tokens a second of the whole flow against a single `LLM.generate` call and against the usual script.
 
-    python -m tests.benchmarks.throughput [--records 96] [--n 2] [--shards 8] [--rounds 1]
-
 Same prompts, output lengths (log-normal: a few are many times the median), engine settings and machine; each side in a
-process of its own, one after the other; engine start apart. Prints a table and, last, one line of JSON.
+process of its own, one after the other; engine start apart.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import models
+from tests.benchmarks.harness import Result
 
 ENGINE = {"dtype": "float32", "max_model_len": 1024, "max_num_seqs": 128}
 BATCH = 16
@@ -30,33 +29,41 @@ ENVIRONMENT = {
 }
 
 
-def main() -> None:
-    arguments = _arguments()
-    if arguments.side:
-        print(json.dumps(_baseline(arguments.side, Path(arguments.dataset), arguments.n)))
-        return
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--records", type=int, default=96)
+    parser.add_argument("--n", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
+
+
+def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder, "prompts.jsonl")
-        _write_dataset(dataset, arguments.records)
-        results: dict[str, list[dict[str, float]]] = {"one call": [], "usual script": [], "our flow": []}
-        for number in range(arguments.rounds):
-            results["one call"].append(_in_process("one_call", dataset, arguments.n))
-            out = Path(folder, f"out-{number}")
-            results["our flow"].append(_our_flow(dataset, out, arguments))
-            results["usual script"].append(_in_process("usual_script", dataset, arguments.n))
-    _report(results)
+        _write_dataset(dataset, options.records)
+        runs: dict[str, list[dict[str, float]]] = {"one call": [], "usual script": [], "our flow": []}
+        for number in range(options.rounds):
+            runs["one call"].append(_in_process("one_call", dataset, options.n))
+            runs["our flow"].append(_our_flow(dataset, Path(folder, f"out-{number}"), options))
+            runs["usual script"].append(_in_process("usual_script", dataset, options.n))
+    return _result(runs)
 
 
-def _report(results: dict[str, list[dict[str, float]]]) -> None:
-    speeds = {side: sorted(r["tokens"] / r["seconds"] for r in runs)[len(runs) // 2] for side, runs in results.items()}
-    for side, runs in results.items():
-        ratio = speeds[side] / speeds["one call"]
-        print(f"{side:14} {speeds[side]:8.1f} tokens/s  {ratio:5.2f} of one call  ready after {runs[0]['start']:.1f} s")
-    ratios = {
-        "flow / one call": round(speeds["our flow"] / speeds["one call"], 3),
-        "flow / usual script": round(speeds["our flow"] / speeds["usual script"], 3),
+def _result(runs: dict[str, list[dict[str, float]]]) -> Result:
+    speeds = {side: sorted(r["tokens"] / r["seconds"] for r in done)[len(done) // 2] for side, done in runs.items()}
+    rows = [
+        {
+            "side": side,
+            "tokens/s": round(speeds[side], 1),
+            "of one call": round(speeds[side] / speeds["one call"], 3),
+            "engine ready after s": round(done[0]["start"], 1),
+        }
+        for side, done in runs.items()
+    ]
+    figures = {
+        "our flow / one call": round(speeds["our flow"] / speeds["one call"], 3),
+        "our flow / usual script": round(speeds["our flow"] / speeds["usual script"], 3),
     }
-    print(json.dumps({"runs": results, "tokens_per_second": speeds, **ratios}))
+    return Result(rows, figures, {"our flow / one call": ">= 0.98", "our flow / usual script": ">= 1.8"})
 
 
 def _write_dataset(path: Path, records: int) -> None:
@@ -69,11 +76,13 @@ def _write_dataset(path: Path, records: int) -> None:
 
 
 def _in_process(side: str, dataset: Path, n: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.throughput", "--side", side, "--dataset", str(dataset)]
     done = subprocess.run(
-        [*command, "--n", str(n)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
+        [sys.executable, "-m", "tests.benchmarks.throughput", side, str(dataset), str(n)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
         env={**os.environ, **ENVIRONMENT},
-    )  # fmt: skip
+    )
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -135,16 +144,5 @@ def _model() -> str:
     return str(models.cached(models.smollm2))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--records", type=int, default=96)
-    parser.add_argument("--n", type=int, default=2)
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--side", choices=["one_call", "usual_script"], help=argparse.SUPPRESS)
-    parser.add_argument("--dataset", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(_baseline(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,71 @@
+"""The benchmarks run, at sizes that measure nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import harness, readme
+from tests.benchmarks.__main__ import main
+
+
+def run(folder: Path, name: str, *options: object) -> dict[str, Any]:
+    """A benchmark's kept result."""
+    path = folder / "result.json"
+    assert main([name, "--json", str(path), *map(str, options)]) == 0
+    kept: dict[str, Any] = json.loads(path.read_text())
+    assert kept["rows"]
+    assert set(kept["asked"]) <= set(kept["figures"])
+    return kept
+
+
+def test_each_benchmark_is_listed_with_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} >= {"throughput", "split", "merge", "download", "report"}
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_a_benchmark_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nothing"]) == 2
+    assert "throughput" in capsys.readouterr().err
+
+
+def test_split_at_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = run(tmp_path, "split", "--records", 2000, 20000, "--rounds", 1)
+    assert [row["records"] for row in kept["rows"]] == [2000, 20000]
+    assert kept["rows"][1]["GB"] == pytest.approx(20000 * 200 / 1e9, rel=0.2)
+    assert kept["machine"]["cores"] >= 1
+    assert "(asked: <= 64)" in capsys.readouterr().out
+
+
+def test_merge_with_a_last_shard_that_is_not_full(tmp_path: Path) -> None:
+    kept = run(tmp_path, "merge", "--records", 2500, "--shard-size", 1000, "--rounds", 1)
+    assert kept["rows"][0]["ratio"] > 0
+
+
+def test_the_readme_table_comes_from_the_kept_results(tmp_path: Path) -> None:
+    result = {
+        "benchmark": "throughput",
+        "command": "python -m tests.benchmarks throughput",
+        "machine": harness.machine(),
+        "rows": [{"side": "one call", "tokens/s": 1234.5}, {"side": "our flow", "tokens/s": 1230.0}],
+        "figures": {"our flow / one call": 0.996, "not asked for": 3},
+        "asked": {"our flow / one call": ">= 0.98"},
+        "notes": ["the flow's start is apart"],
+    }
+    (tmp_path / "throughput.json").write_text(json.dumps(result))
+    page = tmp_path / "README.md"
+    page.write_text(f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\n## After\n")
+    for _ in range(2):
+        readme.write(page, tmp_path)
+    written = page.read_text()
+    assert "| our flow / one call | >= 0.98 | 0.996 | `python -m tests.benchmarks throughput` |" in written
+    assert "| one call | 1,234 |" in written
+    assert harness.machine_line(harness.machine()) in written
+    assert "old" not in written
+    assert written.startswith("# Title\n")
+    assert written.endswith("## After\n")
