@@ -79,13 +79,14 @@ MOST_SHARDS_AT_ONCE = 256
     validate_parameters=True,
 )
 def generate(
+    *,
     model: ModelConfig,
     dataset: DatasetConfig,
-    output: OutputConfig,
     prompt: PromptConfig = PromptConfig(),  # noqa: B008  (frozen)
     sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
-    engine: EngineConfig = EngineConfig(),  # noqa: B008
+    output: OutputConfig,
     validation: ValidationConfig = ValidationConfig(),  # noqa: B008
+    engine: EngineConfig = EngineConfig(),  # noqa: B008
 ) -> Json:
     """Generate a dataset. A rerun with the same output folder does only what is missing.
 

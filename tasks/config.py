@@ -9,13 +9,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tasks.form import form_schema, form_title
+
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
     """A section of the config: unknown fields are refused, values cannot change once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        field_title_generator=form_title,
+        json_schema_extra=form_schema,
+    )
 
 
 class ModelConfig(Section):
@@ -52,8 +60,6 @@ class DatasetConfig(Section):
 
     path: str
     """File, glob or folder; local, s3:// or hf://datasets/…; .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .csv."""
-    shard_size: Annotated[int, Field(ge=1)] | None = None
-    """Records a shard. Default: a power of two that makes at most some hundreds of shards, minutes long each."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many records."""
     messages_field: str = "messages"
@@ -68,6 +74,8 @@ class DatasetConfig(Section):
     """Field with the record's videos: a file, or a list of files or of lists of frames."""
     id_field: str = "id"
     """Field copied to the samples' `id`."""
+    shard_size: Annotated[int, Field(ge=1)] | None = None
+    """Records a shard. Default: a power of two that makes at most some hundreds of shards, minutes long each."""
 
 
 class PromptConfig(Section):
@@ -83,7 +91,7 @@ class PromptConfig(Section):
     enable_thinking: bool | None = None
     """Passed to the chat template (Qwen3). Default: the template's own."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Any other arguments for the chat template."""
+    """Any other arguments for the chat template, such as {"reasoning": "brief"}."""
     reasoning_effort: Literal["low", "medium", "high"] | None = None
     """gpt-oss: how long it reasons. Default: medium."""
     min_pixels: Annotated[int, Field(ge=1)] | None = None
@@ -222,7 +230,7 @@ class EngineConfig(Section):
     start_timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that an engine may take to be ready."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Any other vLLM engine argument, by its name."""
+    """Any other vLLM engine argument by its name, such as {"kv_cache_dtype": "fp8"}."""
 
     @property
     def gpus_per_replica(self) -> int:

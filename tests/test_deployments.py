@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.run_configs import run_config
 from tasks.config import GenerateConfig
 
 DEPLOYMENTS = Path(__file__).parent.parent / "deployments"
@@ -30,3 +31,31 @@ def test_config_loads_with_the_cards_settings(name: str) -> None:
     assert config.engine.max_model_len is not None
     assert config.sampling.max_tokens is not None
     assert config.sampling.max_tokens < config.engine.max_model_len
+
+
+def test_each_run_config_has_a_deployment() -> None:
+    built = [step["flows.run_configs.run_config"]["file"] for step in _build_steps()]
+    configs = {f"deployments/{path.name}" for path in DEPLOYMENTS.glob("*.yaml")} - {"deployments/prefect.yaml"}
+    assert set(built) == configs
+
+
+def test_a_deployment_gives_every_section_what_its_run_config_sets() -> None:
+    (run,) = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text(encoding="utf-8"))["templates"].values()
+    assert set(run["parameters"]) == set(GenerateConfig.model_fields)
+    for step in _build_steps():
+        file = step["flows.run_configs.run_config"]["file"]
+        parameters = run_config(str(DEPLOYMENTS.parent / file))
+        values = yaml.safe_load((DEPLOYMENTS.parent / file).read_text(encoding="utf-8"))
+        assert {section: fields for section, fields in parameters.items() if fields} == values
+
+
+def test_a_wrong_run_config_does_not_deploy(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("{model: {source: m}, dataset: {path: d}, output: {path: o}, sampling: {n: 0}}")
+    with pytest.raises(ValueError, match=r"run.yaml: sampling.n: .*greater than or equal to 1"):
+        run_config(str(path))
+
+
+def _build_steps() -> list[dict[str, Any]]:
+    deployments = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    return [step for deployment in deployments for step in deployment["build"]]
