@@ -107,7 +107,7 @@ def _make_qwen3(out: Path) -> None:
 
     config = Qwen3Config(**_text_shape(), max_position_embeddings=8192)
     _save(Qwen3ForCausalLM, config, out)
-    _copy_tokenizer(out)
+    copy_tokenizer(out)
     _generation_config(out, {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95})
 
 
@@ -115,9 +115,9 @@ def _make_qwen2_vl(out: Path) -> None:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     vision = {"depth": 2, "embed_dim": 64, "hidden_size": 128, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14}
-    config = Qwen2VLConfig(text_config=_vl_text([8, 12, 12]), vision_config=vision, **_vision_tokens())
+    config = Qwen2VLConfig(text_config=_vl_text([8, 12, 12]), vision_config=vision, **vision_tokens())
     _save(Qwen2VLForConditionalGeneration, config, out)
-    _save_qwen2_processor(out, "Qwen2VLProcessor")
+    save_qwen2_processor(out, "Qwen2VLProcessor")
 
 
 def _make_qwen25_vl(out: Path) -> None:
@@ -133,9 +133,9 @@ def _make_qwen25_vl(out: Path) -> None:
         "fullatt_block_indexes": [1],
         "tokens_per_second": 2,
     }
-    config = Qwen2_5_VLConfig(text_config=_vl_text([8, 12, 12]), vision_config=vision, **_vision_tokens())
+    config = Qwen2_5_VLConfig(text_config=_vl_text([8, 12, 12]), vision_config=vision, **vision_tokens())
     _save(Qwen2_5_VLForConditionalGeneration, config, out)
-    _save_qwen2_processor(out, "Qwen2_5_VLProcessor")
+    save_qwen2_processor(out, "Qwen2_5_VLProcessor")
 
 
 def _make_qwen3_vl(out: Path) -> None:
@@ -153,7 +153,7 @@ def _make_qwen3_vl(out: Path) -> None:
         "num_position_embeddings": 2304,
     }
     text = _text_shape() | {"max_position_embeddings": 32768, "rope_parameters": _mrope([12, 10, 10], interleaved=True)}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_vision_tokens(), tie_word_embeddings=True)
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **vision_tokens(), tie_word_embeddings=True)
     _save(Qwen3VLForConditionalGeneration, config, out)
     size = {"shortest_edge": 65536, "longest_edge": 16777216}
     images = transformers.Qwen2VLImageProcessor(
@@ -208,7 +208,7 @@ def _mrope(section: list[int], interleaved: bool = False) -> dict[str, Any]:
     return rope | ({"mrope_interleaved": True} if interleaved else {})
 
 
-def _vision_tokens() -> dict[str, int]:
+def vision_tokens() -> dict[str, int]:
     return {
         "image_token_id": IMAGE_PAD,
         "video_token_id": VIDEO_PAD,
@@ -224,7 +224,7 @@ def _save(model_class: Any, config: Any, out: Path) -> None:
     model_class(config).to(torch.bfloat16).save_pretrained(out)
 
 
-def _save_qwen2_processor(out: Path, name: str) -> None:
+def save_qwen2_processor(out: Path, name: str) -> None:
     import transformers
 
     size = {"shortest_edge": 3136, "longest_edge": 12845056}
@@ -235,7 +235,7 @@ def _save_qwen2_processor(out: Path, name: str) -> None:
 def _save_processor(out: Path, name: str, images: Any, videos: Any) -> None:
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(_copy_tokenizer(out))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copy_tokenizer(out))
     processor_class = getattr(transformers, name)
     processor = processor_class(
         image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=QWEN_VL_TEMPLATE
@@ -246,7 +246,7 @@ def _save_processor(out: Path, name: str, images: Any, videos: Any) -> None:
     _generation_config(out, {"do_sample": True, "temperature": 0.000001, "repetition_penalty": 1.05})
 
 
-def _copy_tokenizer(out: Path) -> Path:
+def copy_tokenizer(out: Path) -> Path:
     source = cached(qwen3_tokenizer)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, out / name)

@@ -335,7 +335,7 @@ class EnginePool:
         hunting = self._narrow(slot)
         slot.failures += not hunting
         if slot.ending or is_out_of_memory(slot.last_words):
-            slot.overrides = gentler(slot.overrides, slot.facts, self._config)
+            slot.overrides = gentler(slot.overrides, slot.facts, self._config, slot.last_words)
         self._step(slot, handle, hunting)
         hopeless = was_starting and not slot.ending and not is_out_of_memory(slot.last_words) and slot.launch == 1
         if hopeless or slot.failures >= MAX_FAILURES or slot.view.restarts >= MAX_RESTARTS:

@@ -21,9 +21,11 @@ from vllm import SamplingParams, TokensPrompt
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VLLMDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from tasks.config import SamplingConfig, StructuredConfig
 from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
@@ -32,6 +34,9 @@ from tasks.prompts import make_format
 from tasks.prompts.base import Completion, Prompt, PromptFormat
 from tasks.prompts.conversation import Conversation
 from tasks.records import Json, RecordError
+
+_OFFLINE = UsageContext.LLM_CLASS
+"""vLLM's defaults for max_num_seqs and max_num_batched_tokens depend on the use; those of its `LLM` suit throughput."""
 
 
 class VLLMEngine:
@@ -69,8 +74,7 @@ class VLLMEngine:
         cpu = current_platform.is_cpu()
         args = engine_args(spec, prompt_format.engine_args, cpu)
         in_process = cpu and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
-        counter = _Counter()
-        core: _Core = _InProcessCore(args, counter) if in_process else _AsyncCore(args, counter)
+        core: _Core = _InProcessCore(args) if in_process else _AsyncCore(args)
         return cls(core, prompt_format, config.sampling)
 
     def prepare(self, conversation: Conversation) -> Prepared:
@@ -129,17 +133,14 @@ class _Core(Protocol):
     def close(self) -> None: ...
 
 
-class _Counter:
-    """A stat logger of vLLM that keeps the latest figures. vLLM calls `record` once a step."""
+class _Counter(PrometheusStatLogger):  # type: ignore[misc]
+    """Keeps the latest figures, and stands in for vLLM's Prometheus logger, which records every token's time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         self.stats = EngineStats()
 
-    def __call__(self, *_: object) -> _Counter:
-        """As the factory that vLLM asks for a logger per engine."""
-        return self
-
     def record(self, scheduler_stats: Any = None, iteration_stats: Any = None, *_: object, **__: object) -> None:
+        """Called once a step."""
         tokens = iteration_stats.num_generation_tokens if iteration_stats else 0
         if scheduler_stats is None:
             return
@@ -150,21 +151,23 @@ class _Counter:
             kv_cache_usage=scheduler_stats.kv_cache_usage,
         )
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        """Whatever else a version of vLLM tells its loggers is not needed here."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: None
+    def log_engine_initialized(self) -> None: ...
+
+    @classmethod
+    def of(cls, engine: Any) -> _Counter:
+        """The counter that vLLM made for an engine."""
+        counter: _Counter = next(logger for logger in engine.logger_manager.stat_loggers if isinstance(logger, cls))
+        return counter
 
 
 class _AsyncCore:
     """AsyncLLM: the engine core in a process of its own."""
 
-    def __init__(self, args: Json, counter: _Counter) -> None:
-        self.counter = counter
+    def __init__(self, args: Json) -> None:
         self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**{"disable_log_stats": True, **args}), stat_loggers=[counter]
+            AsyncEngineArgs(**{"disable_log_stats": True, **args}), stat_loggers=[_Counter], usage_context=_OFFLINE
         )
+        self.counter = _Counter.of(self._engine)
         self.vllm_config = self._engine.vllm_config
 
     async def generate(self, request_id: str, prompt: TokensPrompt, params: SamplingParams) -> Any:
@@ -197,14 +200,14 @@ class _InProcessCore:
     The thread that steps also builds: the cores and the number of threads that OpenMP computes with are a thread's own.
     """
 
-    def __init__(self, args: Json, counter: _Counter) -> None:
-        self.counter = counter
+    def __init__(self, args: Json) -> None:
         self._inbox: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._waiting: dict[str, _Waiting] = {}
         built: Future[LLMEngine] = Future()
         self._thread = threading.Thread(target=self._run, args=(args, built), name="vllm-steps", daemon=True)
         self._thread.start()
         self._engine = built.result()
+        self.counter = _Counter.of(self._engine)
         self.vllm_config = self._engine.vllm_config
 
     async def generate(self, request_id: str, prompt: TokensPrompt, params: SamplingParams) -> Any:
@@ -221,7 +224,7 @@ class _InProcessCore:
 
     def _run(self, args: Json, built: Future[LLMEngine]) -> None:
         try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**args), stat_loggers=[self.counter])
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**args), _OFFLINE, stat_loggers=[_Counter])
         except BaseException as error:
             built.set_exception(error)
             return

@@ -23,6 +23,7 @@ import orjson
 from tasks.engines import lifeline
 from tasks.engines.base import Engine, EngineDeadError, EngineSpec
 from tasks.engines.feeder import Feeder
+from tasks.engines.root_cause import log_position, root_cause
 from tasks.engines.vllm_args import cpu_environment
 from tasks.records import Json, Shard
 from tasks.shard_store import ShardStore
@@ -58,6 +59,7 @@ class _Worker:
         self._events = events
         self._lock = threading.Lock()
         self._stop = asyncio.Event()
+        self._log_start = log_position()
 
     async def run(self, start: StartEngine) -> None:
         loop = asyncio.get_running_loop()
@@ -137,7 +139,8 @@ class _Worker:
         cause: BaseException | None = error
         if isinstance(error, EngineDeadError) and error.__cause__ is not None:
             cause = error.__cause__
-        self._emit({"event": "fatal", "kind": kind, "message": f"{type(cause).__name__}: {cause}"})
+        message = root_cause(f"{type(cause).__name__}: {cause}", self._log_start)
+        self._emit({"event": "fatal", "kind": kind, "message": message})
 
     def _end_group(self) -> None:
         """What vLLM started below us ends with us, however it is stuck."""
