@@ -28,8 +28,8 @@ def gentler(overrides: Json, facts: Json, config: EngineConfig, words: str = "")
     """The next step: half the sequences, half the batched tokens, a tenth less of the GPU's memory.
 
     `overrides` are the engine arguments of the last step, `facts` what the engine said of its own limits, if it got so
-    far, `words` its last ones: where they tell how much memory is free (another process has the rest), only that much is
-    asked for, and nothing else need change.
+    far, `words` its last ones: where they tell how much memory is free (another process has the rest), that much
+    is asked for, and nothing else need change.
     """
     seqs = overrides.get("max_num_seqs") or facts.get("max_num_seqs") or config.max_num_seqs or 256
     tokens = overrides.get("max_num_batched_tokens") or facts.get("max_num_batched_tokens")

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from tasks.engines.gentler import is_out_of_memory
 
@@ -38,7 +39,7 @@ def root_cause(words: str, since: int) -> str:
 def _exceptions(since: int) -> Iterator[str]:
     if not log_position():
         return
-    with open("/proc/self/fd/2", "rb") as log:
+    with Path("/proc/self/fd/2").open("rb") as log:
         log.seek(max(since, log_position() - MOST_BYTES))
         for line in log.read().decode(errors="replace").splitlines():
             if found := _EXCEPTION.search(line):
