@@ -1,4 +1,4 @@
-"""Models in the real shapes of Qwen3-8B, Qwen2.5-VL-7B and gpt-oss-20b, without weights: `load_format: dummy` fills them.
+"""Models in the real shapes of Qwen3-8B, Qwen2.5-VL-7B and gpt-oss-20b, without weights (`load_format: dummy`).
 
 Speed depends on shapes, not on what weights say, so no 16 GB have to reach the machine. Tokenizer and processor are
 those of tests.models.
