@@ -109,7 +109,7 @@ def generate(
 def _run(config: GenerateConfig, storage: Storage) -> Json:
     started_at = time.time()
     groups = gpu_groups(config.engine)  # too few GPUs show before anything is downloaded
-    model = download_model(config.model, config.engine.extra.get("load_format") == "dummy")
+    model = download_model(config.model, config.engine)
     dataset = _split(config, storage)
     store = ShardStore(storage, results_key(config, model.identity))
     with _engine_pool(config, model, dataset, store, groups) as pool:
@@ -145,7 +145,12 @@ def _engine_pool(
 ) -> Iterator[EnginePool]:
     """The pool; its engines start with the first shard that is missing, and are ended whatever happens."""
     spec = EngineSpec(
-        number=0, config=config, model_path=model.path, key=store.key, dataset_roots=tuple(_roots(dataset.files))
+        number=0,
+        config=config,
+        model_path=model.path,
+        key=store.key,
+        dataset_roots=tuple(_roots(dataset.files)),
+        served_model=model.source if config.engine.kind == "openai" else "",
     )
     pool = EnginePool(LocalLauncher(spec, groups, log_folder(config.output.path)), config.engine)
     try:

@@ -30,7 +30,8 @@ class ModelConfig(Section):
     """The model, and how it gets here."""
 
     source: str
-    """Hub id (`Qwen/Qwen3-8B`), local folder, or `s3://bucket/folder/`."""
+    """Hub id (`Qwen/Qwen3-8B`), local folder, or `s3://bucket/folder/`. With engine.kind `openai`: the model's name on
+    the servers, or `auto`: the one that they serve."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; pinned to its commit when downloaded. Default: the main branch."""
     downloader: Literal["auto", "hub", "hfd"] = "auto"
@@ -192,11 +193,22 @@ class YarnConfig(Section):
     """The context the model was trained for, in tokens."""
 
 
+_SERVERS_OWN = (
+    *("replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_batched_tokens"),
+    *("gpu_memory_utilization", "dtype", "quantization", "enforce_eager", "enable_prefix_caching", "yarn"),
+    "limit_mm_per_prompt",
+)
+
+
 class EngineConfig(Section):
     """The engines: how many, on what, and vLLM's own arguments by their names."""
 
-    kind: Literal["vllm"] = "vllm"
-    """`vllm`: engines of our own."""
+    kind: Literal["vllm", "openai"] = "vllm"
+    """`vllm`: engines of our own; `openai`: running servers that speak OpenAI's protocol, such as `vllm serve`."""
+    base_urls: list[str] = Field(default_factory=list)
+    """For `openai`: the servers, such as http://gpu-1:8000/v1. All serve the same model; each is an engine."""
+    api_key_env: str | None = None
+    """For `openai`: the environment variable that holds the servers' key. The key itself stands in no config."""
     pool: Literal["local"] = "local"
     """`local`: a process for each engine on this machine."""
     replicas: Annotated[int, Field(ge=1)] | None = None
@@ -208,7 +220,7 @@ class EngineConfig(Section):
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Prompt and completion together, in tokens. Default: the model's."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-    """Most sequences generated at once. Default: vLLM's for the device."""
+    """Most sequences generated at once. Default: vLLM's for the device; of a server, what it is found to take."""
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens a step. Default: vLLM's for the device."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -230,7 +242,37 @@ class EngineConfig(Section):
     start_timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that an engine may take to be ready."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Any other vLLM engine argument by its name, such as {"kv_cache_dtype": "fp8"}."""
+    """Any other vLLM engine argument by its name, such as {"kv_cache_dtype": "fp8"}. For `openai`: further fields of
+    each request; null leaves one out."""
+
+    @field_validator("base_urls")
+    @classmethod
+    def _plain_urls(cls, urls: list[str]) -> list[str]:
+        from urllib.parse import urlsplit
+
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("must be http(s):// URLs, such as http://127.0.0.1:8000/v1")
+            if parts.username or parts.password or parts.query or parts.fragment:
+                raise ValueError("must hold no user, key or query: name the key's environment variable in api_key_env")
+        if len(set(urls)) != len(urls):
+            raise ValueError("name a server twice")
+        return urls
+
+    @model_validator(mode="after")
+    def _kind_has_its_fields(self) -> EngineConfig:
+        if self.kind == "vllm":
+            if self.base_urls or self.api_key_env:
+                raise ValueError("base_urls and api_key_env belong to kind 'openai'")
+            return self
+        if not self.base_urls:
+            raise ValueError("kind 'openai' needs base_urls, such as [http://127.0.0.1:8000/v1]")
+        fields = type(self).model_fields
+        for name in _SERVERS_OWN:
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True):
+                raise ValueError(f"{name} is the server's own setting with kind 'openai': leave it out")
+        return self
 
     @property
     def gpus_per_replica(self) -> int:
@@ -313,3 +355,11 @@ class GenerateConfig(Section):
     engine: EngineConfig = EngineConfig()
     output: OutputConfig
     validation: ValidationConfig = ValidationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _servers_know_their_model(cls, values: Any) -> Any:
+        engine = values.get("engine") if isinstance(values, dict) else None
+        if isinstance(engine, dict) and engine.get("kind") == "openai" and "model" not in values:
+            return {**values, "model": {"source": "auto"}}
+        return values

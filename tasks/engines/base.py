@@ -18,7 +18,8 @@ class EngineSpec(BaseModel):
 
     `number` is the engine's place in the pool, `key` names the folder of the run's shards, `dataset_roots` are the
     folders that records' media may lie in, `overrides` are engine arguments that win over the config's (gentler
-    settings after a hang), `window` is the number of sequences in flight (default: from the engine's own limits).
+    settings after a hang), `window` is the number of sequences in flight (default: from the engine's own limits),
+    `served_model` is the model's name on the servers of `engine.kind: openai`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -30,6 +31,7 @@ class EngineSpec(BaseModel):
     dataset_roots: tuple[str, ...] = ()
     overrides: Json = {}
     window: int | None = None
+    served_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ def visible_gpus() -> list[str]:
 
 
 def gpu_groups(engine: EngineConfig) -> list[list[str]]:
-    """The GPUs of each replica; on a CPU, a group without GPUs for each.
+    """The GPUs of each replica; on a CPU, and for each server of `kind: openai`, a group without GPUs.
 
     Raises RunError where the machine has too few for the replicas asked for.
     """
+    if engine.kind == "openai":
+        return [[] for _ in engine.base_urls]
     gpus, each = visible_gpus(), engine.gpus_per_replica
     if not gpus:
         return [[] for _ in range(engine.replicas or 1)]

@@ -21,7 +21,7 @@ _SAME_NAME = (
     "enforce_eager",
     "enable_prefix_caching",
 )
-_SAMPLING_SAME_NAME = (
+SAMPLING_SAME_NAME = (
     "temperature",
     "top_p",
     "top_k",
@@ -58,7 +58,7 @@ def engine_args(spec: EngineSpec, format_args: Json, cpu: bool) -> Json:
 def sampling_args(config: SamplingConfig, defaults: Json, format_args: Json) -> Json:
     """Arguments for SamplingParams that all requests share: the model's defaults, the format's, then the user's."""
     args = dict(defaults)
-    args |= {name: value for name in _SAMPLING_SAME_NAME if (value := getattr(config, name)) is not None}
+    args |= {name: value for name in SAMPLING_SAME_NAME if (value := getattr(config, name)) is not None}
     if config.stop:
         args |= {"stop": config.stop, "include_stop_str_in_output": config.include_stop_str_in_output}
     if config.ignore_eos:

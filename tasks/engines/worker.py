@@ -48,6 +48,10 @@ def main(start: StartEngine | None = None) -> None:
 
 async def start_engine(spec: EngineSpec) -> Engine:
     """The engine of `engine.kind`."""
+    if spec.config.engine.kind == "openai":
+        from tasks.engines.openai_engine import OpenAIEngine
+
+        return await OpenAIEngine.start(spec)
     from tasks.engines.vllm_engine import VLLMEngine
 
     return await VLLMEngine.start(spec)

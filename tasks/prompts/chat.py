@@ -56,19 +56,24 @@ class RawFormat:
         self._tokenizer = load_tokenizer(model_path, trust_remote_code)
 
     def render(self, conversation: Conversation) -> Prompt:
-        turns = [m for m in conversation.messages if m["role"] != "system"]
-        if conversation.kind == "messages" and len(turns) != 1:
-            message = (
-                f"{conversation.where}: prompt.format raw takes one turn, the record has {len(turns)}: "
-                "use a model with a chat template, or prompt.template"
-            )
-            raise RecordError("malformed_record", message)
-        text = "".join(message["content"] for message in text_turns(conversation))
+        text = raw_text(conversation)
         token_ids = encode(self._tokenizer, text, conversation.where, add_special_tokens=True)
         return Prompt(text=text, token_ids=token_ids, length=len(token_ids))
 
     def parse(self, completion: Completion, prompt: Prompt) -> Parsed:
         return parse_thinking(completion, prompt)
+
+
+def raw_text(conversation: Conversation) -> str:
+    """The text of a conversation of one turn, behind its system prompt if it has one."""
+    turns = [m for m in conversation.messages if m["role"] != "system"]
+    if conversation.kind == "messages" and len(turns) != 1:
+        message = (
+            f"{conversation.where}: prompt.format raw takes one turn, the record has {len(turns)}: "
+            "use a model with a chat template, or prompt.template"
+        )
+        raise RecordError("malformed_record", message)
+    return "".join(message["content"] for message in text_turns(conversation))
 
 
 def parse_thinking(completion: Completion, prompt: Prompt) -> Parsed:
