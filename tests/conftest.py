@@ -63,10 +63,13 @@ def flow_environment(prefect_api: str, prefect_home: Path) -> dict[str, str]:
 def run_flow(flow_environment: dict[str, str]) -> RunFlow:
     """Run `python flows/generate.py` with arguments; returns its exit status and output."""
 
-    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, timeout: float = 300, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "flows/generate.py"), *arguments]
+        given = {**flow_environment, **(environment or {})}
         return subprocess.run(
-            command, env=flow_environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False
+            command, env=given, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False
         )
 
     return run
@@ -75,6 +78,24 @@ def run_flow(flow_environment: dict[str, str]) -> RunFlow:
 @pytest.fixture(scope="session")
 def tiny_qwen3() -> Path:
     return models.cached(models.tiny_qwen3)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video: 3 s, 30 frames of 160 x 120, a bar that moves."""
+    import av
+    import numpy as np
+
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for number in range(30):
+            pixels = np.full((120, 160, 3), 40, np.uint8)
+            pixels[:, number * 5 : number * 5 + 10] = 220
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:

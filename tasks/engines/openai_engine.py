@@ -28,6 +28,8 @@ from tasks.records import Json, RecordError
 
 MOST_IN_FLIGHT = 512
 METRICS_SECONDS = 5.0
+FRAMES_TAKEN = 32
+"""Frames of a list that vLLM takes unasked; it would drop the others."""
 
 # vLLM, OpenAI, SGLang, llama.cpp, TGI: each says it in words of its own.
 _TOO_LONG = re.compile(
@@ -56,7 +58,7 @@ class OpenAIEngine:
         self._raw = config.prompt.format == "raw"
         self._path = "/completions" if self._raw else "/chat/completions"
         self._writer = MessageWriter(config.prompt, list(spec.dataset_roots))
-        self._fps = config.prompt.fps or 2.0
+        self._fps = config.prompt.fps
         self._extra = config.engine.extra
         self._shared = _shared_fields(config, card["id"], self._is_vllm)
         self._tokens = 0
@@ -93,8 +95,9 @@ class OpenAIEngine:
         tools = conversation.fields.get("tools")
         if isinstance(tools, list) and tools:
             request["tools"] = [_tool(tool) for tool in tools]
-        if messages.videos and self._is_vllm:
-            request["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": self._fps}}
+        if self._is_vllm and (messages.frames > FRAMES_TAKEN or (self._fps and messages.has_video)):
+            # vLLM wants to be started with --trust-request-mm-kwargs for it, and says so.
+            request["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": self._fps or 2.0}}
         payload = _Payload(conversation.where, request)
         return Prepared(text=messages.text, payload=payload, media_bytes=messages.media_bytes)
 

@@ -30,12 +30,14 @@ _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "imag
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """`text` is for people: the turns with `<image>` where one stands. `media_bytes` is the size of the data URIs."""
+    """`text` is for people: the turns with `<image>` where one stands. `media_bytes` is the size of the data URIs,
+    `frames` the length of the longest video that is a list of frames."""
 
     text: str
     turns: list[Json]
     media_bytes: int = 0
-    videos: bool = False
+    has_video: bool = False
+    frames: int = 0
 
 
 class MessageWriter:
@@ -55,7 +57,8 @@ class MessageWriter:
         parts = iter(written)
         turns = [_turn({**message, "content": _filled(message, parts)}) for message in messages]
         size = sum(len(part[part["type"]]["url"]) for part in written)
-        return Messages(_transcript(messages), turns, size, any(item.kind == "video" for item in items))
+        frames = max((len(item.source) for item in items if isinstance(item.source, list)), default=0)
+        return Messages(_transcript(messages), turns, size, any(item.kind == "video" for item in items), frames)
 
     def _holds_media(self, conversation: Conversation) -> bool:
         """`<image>` in a text is a placeholder where the record has media, or the model is said to see."""
