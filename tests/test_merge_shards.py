@@ -20,9 +20,8 @@ def _finished(storage: Storage, records: int = 107, n: int = 2) -> list[ShardMan
     return finish_all(storage, dataset_of(records, 20), n, ValidationConfig())
 
 
-@pytest.mark.parametrize("root", ["local", "memory://merge"])
-def test_the_merged_files_are_the_shards_in_order(tmp_path: Path, root: str) -> None:
-    storage = open_storage(str(tmp_path) if root == "local" else root)
+def test_the_merged_files_are_the_shards_in_order(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
     manifests = _finished(storage)
     merged = merge(storage, FOLDER, manifests)
     parts = b"".join(storage.read(f"{FOLDER}/{m.data.name}") for m in manifests)
@@ -39,7 +38,7 @@ def test_blocks_smaller_than_rows_change_nothing(tmp_path: Path, monkeypatch: py
     storage = LocalStorage(str(tmp_path))
     manifests = _finished(storage)
     whole = merge(storage, FOLDER, manifests)
-    monkeypatch.setattr("tasks.merge_shards.COPY_BYTES", 7)
+    monkeypatch.setattr("tasks.outputs.source.COPY_BYTES", 7)
     assert merge(storage, FOLDER, manifests) == whole
     assert sha256_of(storage, "data.jsonl") == whole.data.sha256
 

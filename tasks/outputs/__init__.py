@@ -1,0 +1,1 @@
+"""The merged files, in each format."""
