@@ -34,6 +34,8 @@ from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.naming import model_name, run_name
+from flows.watching import known_by, watching
 from tasks.config import (
     DatasetConfig,
     EngineConfig,
@@ -47,6 +49,7 @@ from tasks.config import (
 from tasks.download_model import download_model
 from tasks.engines.base import EngineSpec
 from tasks.engines.devices import gpu_groups
+from tasks.engines.gpu_figures import GpuFigures
 from tasks.engines.local_pool import LocalLauncher
 from tasks.engines.pool import EnginePool
 from tasks.errors import RunError
@@ -55,10 +58,11 @@ from tasks.inputs.columns import needed_columns
 from tasks.key import results_key
 from tasks.merge_shards import merge_shards
 from tasks.output_lock import output_lock
-from tasks.progress import ProgressDisplay
+from tasks.progress import RunProgress
 from tasks.records import DatasetManifest, Json, ModelManifest, Shard, ShardManifest
 from tasks.run_log import log, log_folder
 from tasks.run_manifest import run_manifest, write_run_manifest
+from tasks.shard_board import ShardBoard
 from tasks.shard_store import ShardStore
 from tasks.split_dataset import split_dataset
 from tasks.storage import Storage, is_remote, open_storage, write
@@ -73,7 +77,7 @@ MOST_SHARDS_AT_ONCE = 256
 
 @flow(
     name="generate",
-    flow_run_name="generate-{model.source}-n{sampling.n}",
+    flow_run_name=run_name,
     description="Turn a model and a dataset into a generated, merged, validated dataset.",
     task_runner=ThreadPoolTaskRunner(max_workers=MOST_SHARDS_AT_ONCE),  # type: ignore[arg-type]
     validate_parameters=True,
@@ -102,7 +106,7 @@ def generate(
         validation=validation,
     )
     storage = open_storage(output.path)
-    with output_lock(output.path):
+    with output_lock(output.path), known_by(model_name(model.source)):
         return _run(config, storage)
 
 
@@ -112,14 +116,15 @@ def _run(config: GenerateConfig, storage: Storage) -> Json:
     model = download_model(config.model, config.engine)
     dataset = _split(config, storage)
     store = ShardStore(storage, results_key(config, model.identity))
+    gpus = GpuFigures(groups)
     with _engine_pool(config, model, dataset, store, groups) as pool:
-        shards = _generate_shards(config, dataset, store, pool)
+        shards = _generate_shards(config, dataset, store, pool, gpus)
         output = config.output
         merged = merge_shards(output.path, store.folder, shards, output.format, output.compression)
         result = validate_output(
             config.output.path, dataset, shards, merged, store.key, config.sampling.n, config.validation
         )
-        manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, started_at)
+        manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, gpus, started_at)
     write_run_manifest(storage, manifest)
     write_report(config.output.path, manifest, dataset, shards)
     result.require()
@@ -161,16 +166,16 @@ def _engine_pool(
 
 
 def _generate_shards(
-    config: GenerateConfig, dataset: DatasetManifest, store: ShardStore, pool: EnginePool
+    config: GenerateConfig, dataset: DatasetManifest, store: ShardStore, pool: EnginePool, gpus: GpuFigures
 ) -> list[ShardManifest]:
     n = config.sampling.n
     whole, damages = find_whole(store, dataset.shards, n)
     for damage in damages:
         log.warning("%s; the shard is generated again", damage)
-    job = Job(store, pool, n, whole)
-    total = dataset.records * n
+    job = Job(store, pool, n, ShardBoard(dataset.shards, whole), whole)
     done = sum(manifest.records * n for manifest in whole.values())
-    with ProgressDisplay(pool.view, total, done):
+    progress = RunProgress(dataset.records * n, done, n)
+    with watching(pool.view, progress, job.board, gpus, log_folder(config.output.path)):
         futures = [_submit(shard.index in whole, shard, job) for shard in dataset.shards]
         wait(futures)
     _require_all(futures)

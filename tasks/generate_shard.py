@@ -14,6 +14,7 @@ from prefect.context import TaskRunContext
 from tasks.engines.pool import EnginePool
 from tasks.records import Json, Shard, ShardManifest
 from tasks.retries import retried
+from tasks.shard_board import ShardBoard
 from tasks.shard_store import ShardStore
 
 _CACHE_VERSION = 1
@@ -21,11 +22,12 @@ _CACHE_VERSION = 1
 
 @dataclass
 class Job:
-    """What all shards of a run share. `whole` are the shards that are finished, their files checked."""
+    """What all shards of a run share. `whole` are the finished shards, their files checked; `board` is told."""
 
     store: ShardStore
     pool: EnginePool
     n: int
+    board: ShardBoard
     whole: dict[int, ShardManifest] = field(default_factory=dict)
 
 
@@ -47,8 +49,19 @@ def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
 )
 def generate_shard(shard: Shard, job: Job) -> Json:
     """The shard's manifest. A shard whose files are there, whole, is taken as it is."""
-    manifest = job.whole.get(shard.index) or job.pool.generate(shard)
+    manifest = job.whole.get(shard.index) or _generate(shard, job)
     return manifest.model_dump(mode="json")
+
+
+def _generate(shard: Shard, job: Job) -> ShardManifest:
+    job.board.begin(shard)
+    try:
+        manifest = job.pool.generate(shard)
+    except Exception as error:
+        job.board.fail(shard, error)
+        raise
+    job.board.finish(manifest)
+    return manifest
 
 
 def find_whole(store: ShardStore, shards: Iterable[Shard], n: int) -> tuple[dict[int, ShardManifest], list[str]]:

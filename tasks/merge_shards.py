@@ -32,7 +32,7 @@ class MergedFiles(BaseModel):
 @task(
     name="merge_shards",
     description="Merge the shards' files into one of samples and one of errors, checking each against its manifest.",
-    tags=["io"],
+    tags=["merge"],
     cache_policy=NO_CACHE,
     **retried(3, first_delay=5),
 )

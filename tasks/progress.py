@@ -1,4 +1,4 @@
-"""The one live display of a run: samples, tokens a second, time left, each engine; plain lines without a terminal."""
+"""How far a run is: in words and figures, and as the one live display of a terminal (plain lines without one)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,63 @@ LIVE_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
 
 
-class ProgressDisplay:
-    """Shows the pool's figures until the block ends. `total` are the samples of the run, `done` those already made."""
+class RunProgress:
+    """The run's figures as sentences. `total` are the samples of the run, `done` those made before it; `n` a record."""
 
-    def __init__(self, view: Callable[[], PoolView], total: int, done: int) -> None:
+    def __init__(self, total: int, done: int, n: int) -> None:
+        self.total = total
+        self.done = done
+        self._n = n
+        self._first: float | None = None
+
+    def made(self, view: PoolView) -> int:
+        """Samples made in all, errors among them."""
+        return min(self.total, self.done + view.samples + view.errors)
+
+    def percent(self, view: PoolView) -> float:
+        return round(100 * self.made(view) / self.total, 2) if self.total else 100.0
+
+    def sentence(self, view: PoolView) -> str:
+        """Samples, records, errors, speed and time left."""
+        made = self.made(view)
+        parts = [f"{made:,} of {self.total:,} samples", f"{made // self._n:,} of {self.total // self._n:,} records"]
+        if self.done:
+            parts.append(f"{self.done:,} of the samples made before")
+        return ", ".join([*parts, self.pace(view)])
+
+    def pace(self, view: PoolView) -> str:
+        """Errors, speed and time left."""
+        speed = sum(engine.tokens_per_second for engine in view.engines)
+        return f"{view.errors:,} errors, {speed:,.0f} tokens/s, {self.eta(view)}"
+
+    def eta(self, view: PoolView) -> str:
+        self._generating_since(view)
+        now = view.samples + view.errors
+        left = self.total - self.done - now
+        if not now or left <= 0:
+            return "time left: unknown" if left > 0 else "all made"
+        return f"about {duration(left * (time.monotonic() - self._generating_since(view)) / now)} left"
+
+    def _generating_since(self, view: PoolView) -> float:
+        """Engines that start do not count: loading a model takes minutes, and tells nothing of what is left."""
+        if self._first is None and any(engine.tokens for engine in view.engines):
+            self._first = time.monotonic()
+        return self._first or time.monotonic()
+
+
+class ProgressDisplay:
+    """Shows the pool's figures in the terminal until the block ends."""
+
+    def __init__(self, view: Callable[[], PoolView], progress: RunProgress) -> None:
         self._view = view
-        self._total = total
-        self._done = done
-        self._started = time.monotonic()
+        self._run_progress = progress
         self._ended = threading.Event()
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.percentage:.0f}%"),
             TimeElapsedColumn(), console=self._console,
         )  # fmt: skip
-        self._task = self._progress.add_task("samples", total=total, completed=done)
+        self._task = self._progress.add_task("samples", total=progress.total, completed=progress.done)
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> ProgressDisplay:
@@ -55,27 +97,16 @@ class ProgressDisplay:
 
     def line(self) -> str:
         """The figures as one plain line."""
-        view = self._view()
-        made = self._done + view.samples + view.errors
-        speed = sum(engine.tokens_per_second for engine in view.engines)
+        view, progress = self._view(), self._run_progress
         states = ", ".join(_engine_words(engine) for engine in view.engines)
-        return f"{made}/{self._total} samples, {view.errors} errors, {speed:.0f} tokens/s, {self._eta(view)}; {states}"
+        return f"{progress.made(view)}/{progress.total} samples, {progress.pace(view)}; {states}"
 
     def _render(self) -> RenderableType:
         view = self._view()
-        self._progress.update(self._task, completed=self._done + view.samples + view.errors)
-        speed = sum(engine.tokens_per_second for engine in view.engines)
-        lines = [Text(f"{speed:,.0f} tokens/s, {view.errors} errors, {self._eta(view)}", style="dim")]
+        self._progress.update(self._task, completed=self._run_progress.made(view))
+        lines = [Text(self._run_progress.pace(view), style="dim")]
         lines += [Text(_engine_words(engine), style="dim") for engine in view.engines]
         return Group(self._progress, *lines)
-
-    def _eta(self, view: PoolView) -> str:
-        made = view.samples + view.errors
-        left = self._total - self._done - made
-        if not made or left <= 0:
-            return "time left: unknown" if left > 0 else "all made"
-        seconds = left * (time.monotonic() - self._started) / made
-        return f"about {duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from importlib import metadata
 import orjson
 
 from tasks.config import GenerateConfig
+from tasks.engines.gpu_figures import GpuFigures
 from tasks.engines.pool import EnginePool
 from tasks.merge_shards import MergedFiles
 from tasks.records import DatasetManifest, Json, ModelManifest, ShardManifest
@@ -28,6 +29,7 @@ def run_manifest(
     merged: MergedFiles,
     validation: ValidationResult,
     pool: EnginePool,
+    gpus: GpuFigures,
     started_at: float,
 ) -> Json:
     """All that a reader needs to trust the dataset, or to make it again. Nothing secret is in it."""
@@ -54,6 +56,7 @@ def run_manifest(
             "tokens_per_second": round(tokens / seconds, 2) if seconds else 0.0,
             "engines": [vars(engine) for engine in view.engines],
             "engine_facts": pool.facts(),
+            "gpus": gpus.summary(),
             "steps": view.steps,
         },
         "versions": {"python": platform.python_version(), **_versions()},

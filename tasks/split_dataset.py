@@ -25,7 +25,7 @@ TOO_MANY_SHARDS = 512
 
 @task(
     name="split_dataset",
-    tags=["dataset"],
+    tags=["split"],
     description="Cuts the dataset into shards, ranges of its files, and hashes them; copies nothing.",
     **retried(3, 2.0),
 )

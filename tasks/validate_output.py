@@ -59,7 +59,7 @@ class ValidationResult(BaseModel):
 @task(
     name="validate_output",
     description="Prove that every record has all its samples, and hold the dataset against its gates.",
-    tags=["io"],
+    tags=["validate"],
     cache_policy=NO_CACHE,
     **retried(2, first_delay=5),
 )

@@ -40,7 +40,7 @@ _PARTS = Path(__file__).parent / "report"
 @task(
     name="write_report",
     description="Write report.html: figures, plots and a viewer of samples in one self-contained page.",
-    tags=["io"],
+    tags=["report"],
     cache_policy=NO_CACHE,
     **retried(2, first_delay=5),
 )
