@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import harness, readme
+from tests.benchmarks import harness, readme, throughput
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.workloads import WORKLOADS
 
 
 def run(folder: Path, name: str, *options: object) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def test_merge_with_a_last_shard_that_is_not_full(tmp_path: Path) -> None:
 def test_the_readme_table_comes_from_the_kept_results(tmp_path: Path) -> None:
     result = {
         "benchmark": "throughput",
+        "variant": "mixed",
         "command": "python -m tests.benchmarks throughput",
         "machine": harness.machine(),
         "rows": [{"side": "one call", "tokens/s": 1234.5}, {"side": "our flow", "tokens/s": 1230.0}],
@@ -63,9 +65,52 @@ def test_the_readme_table_comes_from_the_kept_results(tmp_path: Path) -> None:
     for _ in range(2):
         readme.write(page, tmp_path)
     written = page.read_text()
-    assert "| our flow / one call | >= 0.98 | 0.996 | `python -m tests.benchmarks throughput` |" in written
+    assert (
+        "| throughput mixed | our flow / one call | >= 0.98 | 0.996 | `python -m tests.benchmarks throughput` |"
+        in written
+    )
     assert "| one call | 1,234 |" in written
     assert harness.machine_line(harness.machine()) in written
     assert "old" not in written
     assert written.startswith("# Title\n")
     assert written.endswith("## After\n")
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_is_the_same_each_time_it_is_written(tmp_path: Path, name: str) -> None:
+    texts = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        texts.append(WORKLOADS[name].write(folder, 30).read_text())
+    assert texts[0] == texts[1]
+    records = [json.loads(line) for line in texts[0].splitlines()]
+    assert len({record["max_tokens"] for record in records}) > 10
+    for image in (image for record in records for image in record.get("images", [])):
+        assert (tmp_path / "one" / image).read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_thinking_lengths_have_a_tail_of_20_times_the_median(tmp_path: Path) -> None:
+    path = WORKLOADS["thinking"].write(tmp_path, 1000)
+    lengths = sorted(json.loads(line)["max_tokens"] for line in path.read_text().splitlines())
+    assert lengths[-1] > 18 * lengths[500]
+
+
+def test_ratios_compare_the_sides_of_one_round() -> None:
+    """Where the machine was half as fast in one round, the ratio stays."""
+    runs = {
+        "one call": [{"tokens": 100, "seconds": seconds, "start": 9.0} for seconds in (1.0, 2.0, 1.0)],
+        "our flow, 8 shards": [{"tokens": 100, "seconds": seconds, "start": 8.0} for seconds in (1.1, 2.2, 1.1)],
+        "usual script": [{"tokens": 100, "seconds": seconds, "start": 9.0} for seconds in (2.2, 4.4, 2.2)],
+    }
+    assert throughput.ratio(runs, "our flow, 8 shards", "one call") == 0.909
+    assert throughput.ratio(runs, "our flow, 8 shards", "usual script") == 2.0
+    assert [row["of one call"] for row in throughput.rows_of(runs)] == [1.0, 0.909, 0.455]
+
+
+@pytest.mark.engine
+def test_the_usual_script_makes_all_tokens(tmp_path: Path, tiny_qwen3: Path) -> None:
+    workload = WORKLOADS["mixed"]
+    dataset = workload.write(tmp_path, 3)
+    asked = sum(json.loads(line)["max_tokens"] for line in dataset.read_text().splitlines())
+    made = throughput.baseline("usual_script", workload, str(tiny_qwen3), dataset, 2)
+    assert made["tokens"] == 2 * asked

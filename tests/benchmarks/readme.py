@@ -36,12 +36,22 @@ def render(kept: Sequence[Figures]) -> str:
 
 def _asked(kept: Sequence[Figures]) -> str:
     rows = [
-        {"figure": name, "asked": wanted, "measured": result["figures"][name], "command": f"`{result['command']}`"}
+        {
+            "benchmark": _title(result),
+            "figure": name,
+            "asked": wanted,
+            "measured": result["figures"][name],
+            "command": f"`{result['command']}`",
+        }
         for result in kept
         for name, wanted in result["asked"].items()
         if name in result["figures"]
     ]
     return markdown(rows)
+
+
+def _title(result: Figures) -> str:
+    return " ".join(filter(None, (result["benchmark"], result.get("variant"))))
 
 
 def _rows(result: Figures) -> str:

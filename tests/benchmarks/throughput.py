@@ -1,7 +1,7 @@
-"""Tokens a second of the whole flow against a single `LLM.generate` call and against the usual script.
+"""Tokens a second of our flow, in few and many shards, against one `LLM.generate` call and the usual script.
 
-Same prompts, output lengths (log-normal: a few are many times the median), engine settings and machine; each side in a
-process of its own, one after the other; engine start apart.
+Same prompts, output lengths, engine settings and machine; each side in a process of its own, one after the other;
+engine start apart. The usual script takes 16 records a call and waits for the slowest of each.
 """
 
 from __future__ import annotations
@@ -9,140 +9,132 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-from tests import models
-from tests.benchmarks.harness import Result
+from tests.benchmarks.harness import Figures, Result
+from tests.benchmarks.workloads import WORKLOADS, Workload
+from tests.models import cached
 
-ENGINE = {"dtype": "float32", "max_model_len": 1024, "max_num_seqs": 128}
-BATCH = 16
+ONE_CALL, USUAL = "one call", "usual script"
+ASKED = {8: 0.98, 64: 0.95}
+"""Of one call, by the number of shards."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
 }
+Runs = Mapping[str, Sequence[Figures]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--records", type=int, default=96)
-    parser.add_argument("--n", type=int, default=2)
-    parser.add_argument("--shards", type=int, default=8)
+    kinds = "; ".join(f"{name}: {workload.about}" for name, workload in WORKLOADS.items())
+    parser.add_argument("--variant", choices=WORKLOADS, default="mixed", help=kinds)
+    parser.add_argument("--records", type=int, help="default: the variant's")
+    parser.add_argument("--n", type=int, help="samples a record; default: the variant's")
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--model", help="folder of another model than the variant's")
 
 
 def measure(options: argparse.Namespace) -> Result:
+    workload = WORKLOADS[options.variant]
+    records, n = options.records or workload.records, options.n or workload.n
+    model = options.model or str(cached(workload.model))
+    runs: dict[str, list[Figures]] = {name: [] for name in (ONE_CALL, *map(flow_name, options.shards), USUAL)}
     with tempfile.TemporaryDirectory() as folder:
-        dataset = Path(folder, "prompts.jsonl")
-        _write_dataset(dataset, options.records)
-        runs: dict[str, list[dict[str, float]]] = {"one call": [], "usual script": [], "our flow": []}
+        dataset = workload.write(Path(folder), records)
         for number in range(options.rounds):
-            runs["one call"].append(_in_process("one_call", dataset, options.n))
-            runs["our flow"].append(_our_flow(dataset, Path(folder, f"out-{number}"), options))
-            runs["usual script"].append(_in_process("usual_script", dataset, options.n))
-    return _result(runs)
+            runs[ONE_CALL].append(baseline("one_call", workload, model, dataset, n))
+            for shards in options.shards:
+                out = Path(folder, f"out-{number}-{shards}")
+                runs[flow_name(shards)].append(our_flow(workload, model, dataset, n, -(-records // shards), out))
+            runs[USUAL].append(baseline("usual_script", workload, model, dataset, n))
+    notes = [f"{workload.about}; {records} records × {n} samples"]
+    return Result(rows_of(runs), *_figures(runs, options.shards), notes)
 
 
-def _result(runs: dict[str, list[dict[str, float]]]) -> Result:
-    speeds = {side: sorted(r["tokens"] / r["seconds"] for r in done)[len(done) // 2] for side, done in runs.items()}
-    rows = [
+def flow_name(shards: int) -> str:
+    """How our flow is called in tables."""
+    return f"our flow, {shards} shard{'s' if shards > 1 else ''}"
+
+
+def rows_of(runs: Runs) -> list[Figures]:
+    """A row a side: the median of its rounds."""
+    return [
         {
             "side": side,
-            "tokens/s": round(speeds[side], 1),
-            "of one call": round(speeds[side] / speeds["one call"], 3),
-            "engine ready after s": round(done[0]["start"], 1),
+            "tokens/s": round(median(run["tokens"] / run["seconds"] for run in done), 1),
+            "of one call": ratio(runs, side, ONE_CALL),
+            "tokens": done[0]["tokens"],
+            "engine ready after s": round(median(run["start"] for run in done), 1),
         }
         for side, done in runs.items()
     ]
-    figures = {
-        "our flow / one call": round(speeds["our flow"] / speeds["one call"], 3),
-        "our flow / usual script": round(speeds["our flow"] / speeds["usual script"], 3),
+
+
+def ratio(runs: Runs, side: str, other: str) -> float:
+    """How many times as fast, the median over the rounds: what slows the machine for a while slows both."""
+    speeds = {name: [run["tokens"] / run["seconds"] for run in runs[name]] for name in (side, other)}
+    return float(round(median(a / b for a, b in zip(speeds[side], speeds[other], strict=True)), 3))
+
+
+def _figures(runs: Runs, shards: Sequence[int]) -> tuple[Figures, dict[str, str]]:
+    figures, asked = {}, {}
+    for count in shards:
+        name = f"{flow_name(count)} / one call"
+        figures[name] = ratio(runs, flow_name(count), ONE_CALL)
+        if count in ASKED:
+            asked[name] = f">= {ASKED[count]}"
+    usual = "our flow / usual script"
+    figures[usual] = ratio(runs, flow_name(min(shards, key=lambda count: abs(count - 8))), USUAL)
+    return figures, asked | {usual: ">= 1.8"}
+
+
+def baseline(side: str, workload: Workload, model: str, dataset: Path, n: int) -> Figures:
+    """A side of `_baseline.py`."""
+    spec = {
+        "side": side,
+        "model": model,
+        "dataset": str(dataset),
+        "system": workload.system,
+        "n": n,
+        "engine": workload.engine,
     }
-    return Result(rows, figures, {"our flow / one call": ">= 0.98", "our flow / usual script": ">= 1.8"})
-
-
-def _write_dataset(path: Path, records: int) -> None:
-    draw = random.Random(0)
-    with path.open("w") as file:
-        for number in range(records):
-            words = " ".join(draw.choice(["count", "the", "red", "houses", "and", "explain", "why"]) for _ in range(40))
-            length = min(512, max(8, int(draw.lognormvariate(3.6, 0.9))))
-            file.write(json.dumps({"prompt": f"Task {number}: {words}", "max_tokens": length}) + "\n")
-
-
-def _in_process(side: str, dataset: Path, n: int) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.throughput", side, str(dataset), str(n)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
-        env={**os.environ, **ENVIRONMENT},
-    )
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "tests.benchmarks._baseline", json.dumps(spec)]
+    environment = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{side} failed:\n{done.stderr.decode()[-3000:]}")
+    result: Figures = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _our_flow(dataset: Path, out: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def our_flow(workload: Workload, model: str, dataset: Path, n: int, shard_size: int, out: Path) -> Figures:
+    """The flow as a user starts it. Its seconds: from the first shard's start to the last one's end."""
     flags = {
-        "model.source": _model(), "dataset.path": dataset, "output.path": out, "sampling.n": arguments.n,
-        "dataset.shard_size": -(-arguments.records // arguments.shards), "sampling.max_tokens_field": "max_tokens",
-        "sampling.ignore_eos": "true", "sampling.temperature": 1.0,
-        **{f"engine.{name}": value for name, value in ENGINE.items()},
-    }  # fmt: skip
-    command = [sys.executable, "flows/generate.py"]
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    manifest = json.loads((out / "manifest.json").read_text())
-    shards = [json.loads(path.read_text()) for path in out.glob("shards/*/*.manifest.json")]
+        "model.source": model,
+        "dataset.path": dataset,
+        "dataset.shard_size": shard_size,
+        "output.path": out,
+        "sampling.n": n,
+        "sampling.max_tokens_field": "max_tokens",
+        "sampling.ignore_eos": "true",
+        "sampling.temperature": 1.0,
+        **{f"engine.{name}": value for name, value in workload.engine.items()},
+        **({"prompt.system": workload.system} if workload.system else {}),
+    }
+    command = [sys.executable, "flows/generate.py", *(f"--{name}={value}" for name, value in flags.items())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"our flow failed:\n{done.stderr[-3000:]}")
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    shards = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("shards/*/*.manifest.json")]
     began = min(shard["started_at"] for shard in shards)
     ended = max(shard["started_at"] + shard["seconds"] for shard in shards)
     start = manifest["this_run"]["engine_facts"]["start_seconds"]
     return {"tokens": manifest["tally"]["completion_tokens"], "seconds": ended - began, "start": start}
-
-
-def _baseline(side: str, dataset: Path, n: int) -> dict[str, float]:
-    began = time.perf_counter()
-    from vllm import LLM, SamplingParams
-
-    engine = LLM(model=_model(), enforce_eager=True, **ENGINE)  # type: ignore[arg-type]
-    start = time.perf_counter() - began
-    records = [json.loads(line) for line in dataset.read_text().splitlines()]
-    tokenizer = engine.get_tokenizer()
-    prompts: list[Any] = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": r["prompt"]}], tokenize=False, add_generation_prompt=True
-        )
-        for r in records
-    ]
-    lengths = [r["max_tokens"] for r in records]
-    began = time.perf_counter()
-    tokens = 0
-    if side == "one_call":
-        params = [SamplingParams(n=n, temperature=1.0, max_tokens=m, ignore_eos=True) for m in lengths]
-        outputs = engine.generate(prompts, params, use_tqdm=False)
-        tokens = sum(len(c.token_ids) for o in outputs for c in o.outputs)
-    else:
-        # The usual script: 16 records a call, each prompt repeated n times, and a wait for the slowest of each call.
-        for at in range(0, len(prompts), BATCH):
-            batch = [p for p in prompts[at : at + BATCH] for _ in range(n)]
-            params = [
-                SamplingParams(temperature=1.0, max_tokens=m, ignore_eos=True)
-                for m in lengths[at : at + BATCH]
-                for _ in range(n)
-            ]
-            tokens += sum(len(o.outputs[0].token_ids) for o in engine.generate(batch, params, use_tqdm=False))
-    return {"tokens": tokens, "seconds": time.perf_counter() - began, "start": start}
-
-
-def _model() -> str:
-    return str(models.cached(models.smollm2))
-
-
-if __name__ == "__main__":
-    print(json.dumps(_baseline(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))
