@@ -78,7 +78,7 @@ def _describe(problem: Any) -> str:
         message = "there is no such field" + _did_you_mean(problem["loc"])
     elif problem["type"] == "missing":
         message = "is required"
-    elif not isinstance(problem.get("input"), dict | list | BaseModel):
+    elif problem["type"] != "secret" and not isinstance(problem.get("input"), dict | list | BaseModel):
         message += f" (got {problem['input']!r})"
     return f"{name}: {message}"
 

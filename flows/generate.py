@@ -36,6 +36,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.naming import model_name, run_name
 from flows.watching import known_by, watching
+from tasks.access import require_access
 from tasks.config import (
     DatasetConfig,
     EngineConfig,
@@ -105,9 +106,9 @@ def generate(
         output=output,
         validation=validation,
     )
-    storage = open_storage(output.path)
+    require_access(config)
     with output_lock(output.path), known_by(model_name(model.source)):
-        return _run(config, storage)
+        return _run(config, open_storage(output.path))
 
 
 def _run(config: GenerateConfig, storage: Storage) -> Json:

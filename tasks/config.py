@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tasks.form import form_schema, form_title
 
+
+def _no_credentials(value: str) -> str:
+    """The config is stored with the results, and shown: what is secret must not come in."""
+    _, found, rest = value.partition("://")
+    if found and "@" in rest.split("/", 1)[0]:
+        raise PydanticCustomError("secret", "must hold no credentials: they come from the environment")
+    return value
+
+
+Place = Annotated[str, AfterValidator(_no_credentials)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -29,7 +40,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The model, and how it gets here."""
 
-    source: str
+    source: Place
     """Hub id (`Qwen/Qwen3-8B`), local folder, or `s3://bucket/folder/`. With engine.kind `openai`: the model's name on
     the servers, or `auto`: the one that they serve."""
     revision: str | None = None
@@ -37,7 +48,7 @@ class ModelConfig(Section):
     downloader: Literal["auto", "hub", "hfd"] = "auto"
     """`hub`: huggingface_hub; `hfd`: aria2c with many connections; `auto`: hfd where aria2c is installed and a mirror
     is set, else hub."""
-    endpoint: str | None = None
+    endpoint: Place | None = None
     """A mirror of the hub, such as https://hf-mirror.com. Default: HF_ENDPOINT, then the hub itself."""
     cache_dir: str | None = None
     """Folder that downloaded models are kept in. Default: the Hugging Face cache."""
@@ -59,7 +70,7 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """The input dataset, and which fields of a record mean what."""
 
-    path: str
+    path: Place
     """File, glob or folder; local, s3:// or hf://datasets/…; .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .csv."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many records."""
@@ -205,7 +216,7 @@ class EngineConfig(Section):
 
     kind: Literal["vllm", "openai"] = "vllm"
     """`vllm`: engines of our own; `openai`: running servers that speak OpenAI's protocol, such as `vllm serve`."""
-    base_urls: list[str] = Field(default_factory=list)
+    base_urls: list[Place] = Field(default_factory=list)
     """For `openai`: the servers, such as http://gpu-1:8000/v1. All serve the same model; each is an engine."""
     api_key_env: str | None = None
     """For `openai`: the environment variable that holds the servers' key. The key itself stands in no config."""
@@ -274,6 +285,13 @@ class EngineConfig(Section):
                 raise ValueError(f"{name} is the server's own setting with kind 'openai': leave it out")
         return self
 
+    @field_validator("extra")
+    @classmethod
+    def _no_token(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "hf_token" in value:
+            raise PydanticCustomError("secret", "must hold no hf_token: it comes from HF_TOKEN")
+        return value
+
     @property
     def gpus_per_replica(self) -> int:
         return self.tensor_parallel_size * self.pipeline_parallel_size
@@ -282,7 +300,7 @@ class EngineConfig(Section):
 class OutputConfig(Section):
     """Where the dataset goes, and in what form."""
 
-    path: str
+    path: Place
     """Folder; local or s3://. A rerun with the same folder does only what is missing."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """Of the merged files: `data.jsonl` or `data.parquet`. Changing it generates nothing again."""
@@ -292,6 +310,13 @@ class OutputConfig(Section):
     """Fields of the record that are copied to its samples."""
     chunk_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Seconds between two checkpoints of a shard under way: at most so much work is lost in a crash."""
+
+    @field_validator("path")
+    @classmethod
+    def _on_disk_or_s3(cls, value: str) -> str:
+        if "://" in value and not value.startswith(("s3://", "file://")):
+            raise ValueError("must be a folder of this machine or s3://bucket/folder")
+        return value
 
 
 class ValidationConfig(Section):

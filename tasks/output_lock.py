@@ -1,4 +1,4 @@
-"""One run at a time in an output folder. The lock of a local folder ends with the process that holds it."""
+"""One run at a time in an output folder. The lock ends with the process that holds it, on a disk and on S3."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from tasks.storage import is_remote
 @contextlib.contextmanager
 def output_lock(output_path: str) -> Iterator[None]:
     """Hold the folder. Raises RunError while another run holds it, and where it cannot be written to."""
-    if is_remote(output_path):
+    with _s3_lock(output_path) if is_remote(output_path) else _local_lock(output_path):
         yield
-        return
+
+
+@contextlib.contextmanager
+def _local_lock(output_path: str) -> Iterator[None]:
     folder = Path(output_path.removeprefix("file://")).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,5 +32,28 @@ def output_lock(output_path: str) -> Iterator[None]:
         raise RunError(f"output.path: {output_path} cannot be written to: {error}") from error
     try:
         yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _s3_lock(output_path: str) -> Iterator[None]:
+    from tasks.s3_access import s3_errors
+    from tasks.s3_lock import S3Lock
+    from tasks.s3_storage import S3Storage
+
+    with s3_errors(output_path, "output.path", "write to"):
+        lock = S3Lock(output_path)
+        lock.acquire()
+    try:
+        S3Storage(output_path).drop_unfinished_uploads()
+        yield
+    except KeyboardInterrupt:
+        if lock.lost:
+            raise RunError(
+                f"output.path: another run has taken {output_path} over, as this one's lock was not renewed in time: "
+                "this one stops"
+            ) from None
+        raise
     finally:
         lock.release()

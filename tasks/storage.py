@@ -136,14 +136,11 @@ def filesystem(path: str) -> tuple[Any, str]:
 
     S3 is asked anew what it holds each time, and waited for: a restart of some minutes is no error.
     """
-    if not path.startswith("s3://"):
-        fs, place = fsspec.core.url_to_fs(path)
-        return fs, str(place)
-    from tasks.s3_patience import CONFIG, TRIES, be_patient
+    if path.startswith("s3://"):
+        from tasks.s3_patience import patient_filesystem
 
-    be_patient()
-    fs, place = fsspec.core.url_to_fs(path, use_listings_cache=False, config_kwargs=CONFIG)
-    fs.retries = TRIES
+        return patient_filesystem(path)
+    fs, place = fsspec.core.url_to_fs(path)
     return fs, str(place)
 
 

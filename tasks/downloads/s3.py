@@ -22,11 +22,11 @@ from tasks.downloads.hashes import HashCache
 from tasks.downloads.local import folder_identity
 from tasks.downloads.progress import shown
 from tasks.downloads.repo_cache import hold, write_atomically
-from tasks.downloads.s3_access import open_s3, s3_errors
 from tasks.downloads.selection import needed_files, require_complete, require_names
 from tasks.errors import RunError
 from tasks.records import ModelManifest
 from tasks.run_log import log
+from tasks.s3_access import open_s3, s3_errors
 from tasks.storage import open_range
 
 _FIELD = "model.source"

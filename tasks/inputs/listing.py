@@ -6,6 +6,7 @@ import glob
 from pathlib import Path
 
 from tasks.errors import RunError
+from tasks.s3_access import refused
 from tasks.storage import filesystem, is_remote
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv")
@@ -22,7 +23,9 @@ def list_inputs(path: str) -> list[str]:
     except FileNotFoundError:
         found = []
     except PermissionError as error:
-        raise RunError(f"dataset.path: {path}: access denied ({error}); check the credentials") from error
+        if path.startswith("s3://"):
+            raise refused(error, path, "dataset.path") from None
+        raise RunError(f"dataset.path: {path}: access denied ({error})") from error
     files = sorted(file for file in found if file.endswith(SUFFIXES))
     if not files:
         raise RunError(f"dataset.path: {path}: {_nothing(path, found)} (known formats: {', '.join(SUFFIXES)})")

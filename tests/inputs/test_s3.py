@@ -67,5 +67,5 @@ def test_nothing_there_is_refused(bucket: str, path: str) -> None:
 def test_wrong_keys_are_refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     fsspec.filesystem("s3").clear_instance_cache()
-    with pytest.raises(RunError, match=r"dataset\.path: s3://inputs/data\.jsonl: access denied"):
+    with pytest.raises(RunError, match=r"dataset\.path: the credentials are refused for s3://inputs/data\.jsonl"):
         list_inputs("s3://inputs/data.jsonl")

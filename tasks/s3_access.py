@@ -1,4 +1,4 @@
-"""Whether an s3:// folder can be used at all, told in one line: credentials, bucket, endpoint.
+"""Whether an s3:// folder can be used at all, told in one line: credentials, bucket, rights, endpoint.
 
 Credentials come by s3fs's usual ways (AWS_* variables, ~/.aws, the machine's role) and are never read here.
 """
@@ -9,11 +9,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
-
 from tasks.errors import RunError
+from tasks.s3_patience import patient_filesystem, quick_filesystem
 
 _SEE = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"}
 
 
 def open_s3(url: str, field: str) -> tuple[Any, str]:
@@ -22,27 +22,26 @@ def open_s3(url: str, field: str) -> tuple[Any, str]:
     Raises RunError naming the field for credentials that are missing or wrong, and for a missing bucket;
     ConnectionError for an endpoint that does not answer.
     """
-    with s3_errors(url, field):
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        bucket, _, prefix = str(path).partition("/")
+    with s3_errors(url, field, "list"):
+        fs, path = quick_filesystem(url)
+        bucket, _, prefix = path.partition("/")
         fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
-    return fs, str(path)
+        return patient_filesystem(url)
 
 
 @contextlib.contextmanager
-def s3_errors(url: str, field: str) -> Iterator[None]:
-    """Turn what S3 refuses into a RunError that says what to do."""
+def s3_errors(url: str, field: str, what: str = "read") -> Iterator[None]:
+    """Turn what S3 refuses into a RunError that says what to do; `what` is what was tried."""
     from botocore.exceptions import (
-        ConnectionError as NotReached,
-    )
-    from botocore.exceptions import (
+        BotoCoreError,
         CredentialRetrievalError,
-        HTTPClientError,
         NoCredentialsError,
         ParamValidationError,
         PartialCredentialsError,
         ProfileNotFound,
     )
+
+    from tasks.s3_patience import is_transient
 
     bucket = url.removeprefix("s3://").split("/")[0]
     try:
@@ -55,9 +54,27 @@ def s3_errors(url: str, field: str) -> Iterator[None]:
         raise RunError(
             f"{field}: there is no bucket {bucket!r} for {url}: check the name and AWS_ENDPOINT_URL"
         ) from None
-    except PermissionError:
-        raise RunError(f"{field}: the credentials are refused for {url}: check {_SEE}, and their rights") from None
-    except (NotReached, HTTPClientError) as error:
+    except PermissionError as error:
+        raise refused(error, url, field, what) from None
+    except BotoCoreError as error:
+        if not is_transient(error):
+            raise RunError(f"{field}: {url}: {' '.join(str(error).split())}") from None
         raise ConnectionError(
             f"{field}: S3 cannot be reached for {url} ({type(error).__name__}): check the network and AWS_ENDPOINT_URL"
         ) from None
+    except ValueError as error:
+        if "endpoint" not in str(error):
+            raise
+        raise RunError(f"{field}: {url}: AWS_ENDPOINT_URL is no URL: {error}") from None
+
+
+def refused(error: PermissionError, url: str, field: str, what: str = "read") -> RunError:
+    """What to tell: whether the keys are wrong, or right but without the right to do that."""
+    if _code(error) in _WRONG_KEYS:
+        return RunError(f"{field}: the credentials are refused for {url}: check {_SEE}")
+    return RunError(f"{field}: the credentials may not {what} {url}: check their rights")
+
+
+def _code(error: BaseException) -> str:
+    answer: dict[str, Any] = getattr(error.__cause__, "response", {})
+    return str(answer.get("Error", {}).get("Code", ""))
