@@ -36,6 +36,7 @@ while read -r line; do
 done <"$work/all.txt" >"$work/need.txt"
 echo "packing $(wc -l <"$work/need.txt") packages; $(wc -l <"$work/there.txt") are on the box" >&2
 "$uv" pip install -q --target "$work/site" --no-deps --only-binary :all: "${target[@]}" -r "$work/need.txt"
+"$uv" pip install -q --target "$work/site" --no-deps . # the project itself, with its hook for vLLM's processes
 
 cd "$work/site"
 if [ -n "$lean" ]; then
