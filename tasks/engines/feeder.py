@@ -24,6 +24,8 @@ from tasks.records import BadRecord, ErrorRow, Json, RecordError, Sample, Shard
 from tasks.shard_store import Row, ShardStore
 
 READ_BATCH = 32
+KNOWN_LENGTHS_BATCH = 1024
+"""Records read at once where each tells its own max_tokens: the longest go first, so that none is left for the end."""
 PREPARE_AHEAD = 32
 """Records prepared and not yet in flight."""
 MEDIA_BYTES = 2 << 30
@@ -119,13 +121,17 @@ class Feeder:
             self._open.add(work)
             try:
                 await asyncio.to_thread(work.open)
-                while batch := await asyncio.to_thread(work.next_owed, READ_BATCH):
+                while batch := await asyncio.to_thread(self._next_batch, work):
                     for owed in batch:
                         await self._queue(work, owed)
             except Exception as error:
                 self._fail(work, error)
             else:
                 await self._finish_if_complete(work)
+
+    def _next_batch(self, work: ShardWork) -> list[Owed]:
+        name = self._config.sampling.max_tokens_field
+        return longest_first(work.next_owed(KNOWN_LENGTHS_BATCH), name) if name else work.next_owed(READ_BATCH)
 
     async def _queue(self, work: ShardWork, owed: Owed) -> None:
         async with self._changed:
@@ -290,6 +296,16 @@ def record_seed(seed: int | None, original_index: int) -> int | None:
         return None
     digest = hashlib.sha256(f"{seed}:{original_index}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
+
+
+def longest_first(batch: list[Owed], max_tokens_field: str) -> list[Owed]:
+    """The records that may generate most, first; those that do not say so keep their order, last."""
+
+    def most(owed: Owed) -> int:
+        value = getattr(owed.record, "fields", {}).get(max_tokens_field)
+        return value if isinstance(value, int) else 0
+
+    return sorted(batch, key=most, reverse=True)
 
 
 def _own_max_tokens(fields: Json, name: str | None, where: str) -> int | None:

@@ -1,6 +1,7 @@
 """The sides that our flow is compared with, each in a process of its own: `python -m tests.benchmarks._baseline SPEC`.
 
-SPEC is JSON: `side` (`one_call` or `usual_script`), `model`, `dataset`, `system`, `n`, `engine`. Prints one line of
+SPEC is JSON: `side` (`one_call` or `usual_script`), `model`, `dataset`, `records`, `system`,
+`n`, `engine`. Prints one line of
 JSON: tokens, seconds of generation, seconds until the engine was ready.
 """
 
@@ -20,10 +21,10 @@ def main(spec: dict[str, Any]) -> dict[str, float]:
     began = time.perf_counter()
     from vllm import LLM
 
-    engine = LLM(model=spec["model"], enforce_eager=True, **spec["engine"])
+    engine = LLM(model=spec["model"], **spec["engine"])
     start = time.perf_counter() - began
     dataset = Path(spec["dataset"])
-    records = [json.loads(line) for line in dataset.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in dataset.read_text(encoding="utf-8").splitlines()][: spec["records"]]
     made = _maker(engine, dataset.parent, spec["system"])
     side = {"one_call": _one_call, "usual_script": _usual_script}[spec["side"]]
     tokens, seconds = side(engine, made, records, spec["n"])

