@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 from uuid import UUID
@@ -28,10 +30,6 @@ from tasks.shard_board import ShardBoard
 LEAST_SECONDS = 4.0
 SHARE_OF_TIME = 0.05
 END_SECONDS = 10.0
-DESCRIPTIONS = {
-    "engines": "Engines: tokens are those of this run, in flight are sequences",
-    "watchdog": "Engines that ended or hung, and what was done",
-}
 
 
 class LiveView:
@@ -70,21 +68,20 @@ class LiveView:
                 pause = 0.0
                 while not self._ended.wait(pause):
                     started = time.monotonic()
-                    self._show(client)
+                    self._show(client, self._view())
                     pause = max(LEAST_SECONDS, (time.monotonic() - started) / SHARE_OF_TIME)
-                self._show(client)
+                self._show(client, _at_the_end(self._view()))
         except Exception as error:
             log.warning("the live view stopped, the run goes on: %s: %s", type(error).__name__, error)
 
-    def _show(self, client: SyncPrefectClient) -> None:
-        view = self._view()
+    def _show(self, client: SyncPrefectClient, view: PoolView) -> None:
         self._put(client, "progress", "progress", self._progress.percent(view), self._progress.sentence(view))
         engines = [self._engine_row(engine) for engine in view.engines]
-        self._put(client, "engines", "table", _json(engines), DESCRIPTIONS["engines"])
+        self._put(client, "engines", "table", _json(engines), _engines_sentence(view))
         self._put(client, "shards", "table", _json(self._board.table()), self._board.sentence())
         if view.steps:
             steps = [{"step": number, "what": step} for number, step in enumerate(view.steps, 1)]
-            self._put(client, "watchdog", "table", _json(steps), DESCRIPTIONS["watchdog"])
+            self._put(client, "watchdog", "table", _json(steps), "Engines that ended or hung, and what was done")
 
     def _engine_row(self, engine: EngineView) -> dict[str, Any]:
         row = {
@@ -123,6 +120,19 @@ class LiveView:
             made = ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=self._flow_run_id)
             self._ids[key] = client.create_artifact(made).id
         self._shown[key] = content
+
+
+def _at_the_end(view: PoolView) -> PoolView:
+    """Nothing is in flight any more, though the engines may still be there."""
+    ended = [replace(engine, state="ended", in_flight=0, tokens_per_second=0.0) for engine in view.engines]
+    return replace(view, engines=ended)
+
+
+def _engines_sentence(view: PoolView) -> str:
+    speed = sum(engine.tokens_per_second for engine in view.engines)
+    states = Counter(engine.state for engine in view.engines)
+    words = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"{words} · {speed:,.0f} tokens/s · {sum(engine.tokens for engine in view.engines):,} tokens by this run"
 
 
 def _json(rows: list[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from tasks.retries import retried
 
 @task(
     name="download_model",
+    task_run_name="download_model",
     tags=["download"],
     description="Get the model: a local folder is checked, a hub model downloaded at a pinned commit, S3 mirrored. "
     "Where servers have it, they are asked which it is.",

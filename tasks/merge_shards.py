@@ -31,6 +31,7 @@ class MergedFiles(BaseModel):
 
 @task(
     name="merge_shards",
+    task_run_name="merge_shards",
     description="Merge the shards' files into one of samples and one of errors, checking each against its manifest.",
     tags=["merge"],
     cache_policy=NO_CACHE,

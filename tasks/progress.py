@@ -36,12 +36,14 @@ class RunProgress:
         return round(100 * self.made(view) / self.total, 2) if self.total else 100.0
 
     def sentence(self, view: PoolView) -> str:
-        """Samples, records, errors, speed and time left."""
+        """All of it, the most wanted first: it may be cut where there is little room."""
         made = self.made(view)
-        parts = [f"{made:,} of {self.total:,} samples", f"{made // self._n:,} of {self.total // self._n:,} records"]
+        parts = [f"{self.percent(view):.0f}%", self.eta(view), f"{made:,} of {self.total:,} samples"]
+        parts += [f"{made // self._n:,} of {self.total // self._n:,} records", f"{view.errors:,} errors"]
+        parts.append(f"{sum(engine.tokens_per_second for engine in view.engines):,.0f} tokens/s")
         if self.done:
-            parts.append(f"{self.done:,} of the samples made before")
-        return ", ".join([*parts, self.pace(view)])
+            parts.append(f"{self.done:,} samples were there before")
+        return " · ".join(parts)
 
     def pace(self, view: PoolView) -> str:
         """Errors, speed and time left."""
@@ -52,8 +54,10 @@ class RunProgress:
         self._generating_since(view)
         now = view.samples + view.errors
         left = self.total - self.done - now
-        if not now or left <= 0:
-            return "time left: unknown" if left > 0 else "all made"
+        if left <= 0:
+            return "all made"
+        if not now:
+            return "starting" if self._first is None else "time left: unknown"
         return f"about {duration(left * (time.monotonic() - self._generating_since(view)) / now)} left"
 
     def _generating_since(self, view: PoolView) -> float:

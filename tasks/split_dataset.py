@@ -25,6 +25,7 @@ TOO_MANY_SHARDS = 512
 
 @task(
     name="split_dataset",
+    task_run_name="split_dataset",
     tags=["split"],
     description="Cuts the dataset into shards, ranges of its files, and hashes them; copies nothing.",
     **retried(3, 2.0),

@@ -58,6 +58,7 @@ class ValidationResult(BaseModel):
 
 @task(
     name="validate_output",
+    task_run_name="validate_output",
     description="Prove that every record has all its samples, and hold the dataset against its gates.",
     tags=["validate"],
     cache_policy=NO_CACHE,

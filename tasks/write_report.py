@@ -39,6 +39,7 @@ _PARTS = Path(__file__).parent / "report"
 
 @task(
     name="write_report",
+    task_run_name="write_report",
     description="Write report.html: figures, plots and a viewer of samples in one self-contained page.",
     tags=["report"],
     cache_policy=NO_CACHE,
