@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import orjson
 from tasks.engines import lifeline
 from tasks.engines.base import EngineSpec
 from tasks.engines.devices import cpu_binding
-from tasks.engines.pool import EngineHandle
+from tasks.engines.launcher import EngineHandle
 from tasks.records import Json
 
 WORKER = (sys.executable, "-m", "tasks.engines.worker")
@@ -65,7 +66,7 @@ class LocalLauncher:
         handle = _LocalEngine(process, str(log_path), self._keeper)
         spec = self._spec.model_copy(update={"number": slot, "overrides": overrides})
         handle.send(spec.model_dump(mode="json"))
-        threading.Thread(target=handle.relay, args=(tell,), name=f"engine-{slot}-events", daemon=True).start()
+        handle.start(tell)
         return handle
 
     def close(self) -> None:
@@ -83,30 +84,48 @@ class LocalLauncher:
 
 
 class _LocalEngine:
+    """Each pipe has a thread of its own: an engine that is stopped holds up nobody else."""
+
     def __init__(self, process: subprocess.Popen[bytes], log_path: str, keeper: lifeline.Keeper) -> None:
         self.log_path = log_path
         self._process = process
         self._keeper = keeper
-        self._lock = threading.Lock()
+        self._commands: queue.SimpleQueue[Json | None] = queue.SimpleQueue()
+
+    def start(self, tell: Callable[[Json], None]) -> None:
+        """Start to pass on commands and events."""
+        for work in (self._obey, self._reap, lambda: self._relay(tell)):
+            threading.Thread(target=work, name=f"engine-{self._process.pid}", daemon=True).start()
 
     def send(self, command: Json) -> None:
-        pipe = self._process.stdin
-        assert pipe is not None
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            pipe.write(orjson.dumps(command, option=orjson.OPT_APPEND_NEWLINE))
-            pipe.flush()
+        self._commands.put(command)
 
     def end(self, grace: float) -> None:
         lifeline.end_group(self._process.pid, grace, self._process)
         self._keeper.forget(self._process.pid)
 
-    def relay(self, tell: Callable[[Json], None]) -> None:
+    def _obey(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        with contextlib.suppress(OSError, ValueError), pipe:
+            while (command := self._commands.get()) is not None:
+                pipe.write(orjson.dumps(command, option=orjson.OPT_APPEND_NEWLINE))
+                pipe.flush()
+
+    def _reap(self) -> None:
+        """What the engine's process leaves behind goes with it; until then it may hold the pipes open."""
+        self._process.wait()
+        self._commands.put(None)
+        lifeline.end_group(self._process.pid, 0.0)
+
+    def _relay(self, tell: Callable[[Json], None]) -> None:
         """Pass the engine's events on until it is gone, then say how it went."""
         pipe = self._process.stdout
         assert pipe is not None
-        for line in pipe:
-            with contextlib.suppress(orjson.JSONDecodeError):
-                tell(orjson.loads(line))
+        with pipe:
+            for line in pipe:
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    tell(orjson.loads(line))
         status = self._process.wait()
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         tell({"event": "exit", "message": how})
