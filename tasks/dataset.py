@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
@@ -35,10 +35,13 @@ def read_shard(shard: Shard) -> Iterator[Record | BadRecord]:
         yield _record(line, index)
 
 
-def verify_shard(shard: Shard) -> None:
-    """Read and hash the shard's records. Raises InputChanged when they are not those that were split, or are gone."""
+def verify_shard(shard: Shard, tick: Callable[[], None] = lambda: None) -> None:
+    """Read and hash the shard's records; `tick` is called for each.
+
+    Raises InputChanged when they are not those that were split, or are gone.
+    """
     for _ in _lines(shard):
-        pass
+        tick()
 
 
 def _lines(shard: Shard) -> Iterator[Line]:

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from tasks.records import FileManifest, Json, Shard, ShardManifest
+from tasks.records import ErrorRow, FileManifest, Json, Shard, ShardManifest
 from tasks.storage import Storage, sha256_of, write
 
 
@@ -127,7 +127,16 @@ class ShardStore:
 
 
 def _chunk_line(row: Row) -> bytes:
-    line = {"digest": row.digest, "cached_tokens": row.cached_tokens, "row": row.row}
+    """A row that JSON cannot hold (a label nested hundreds deep) becomes an error row, and holds up no other."""
+    try:
+        return _line_of(row, row.row)
+    except orjson.JSONEncodeError as error:
+        refused = ErrorRow(*row.place, "row_not_writable", f"the sample cannot be written as JSON: {error}")
+        return _line_of(row, refused.row())
+
+
+def _line_of(row: Row, content: Json) -> bytes:
+    line = {"digest": row.digest, "cached_tokens": row.cached_tokens, "row": content}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 

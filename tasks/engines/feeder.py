@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -30,6 +31,9 @@ PREPARE_AHEAD = 32
 """Records prepared and not yet in flight."""
 MEDIA_BYTES = 2 << 30
 """Bytes of images and frames in flight above which no further record is prepared."""
+WRITE_TRIES = 3
+"""Times that a chunk or a shard is tried to be written before the shard fails; its rows are kept meanwhile."""
+WRITE_DELAY = 2.0
 
 Emit = Callable[[Json], None]
 
@@ -47,7 +51,8 @@ class Feeder:
     """Takes shards, gives rows to their files, and tells what happens by `emit`.
 
     Events: `want` (give me a shard), `begin` and `end` of a record, `rows` made, `shard_done` with its manifest,
-    `shard_failed`. `run` ends with EngineDeadError when the engine dies; what was made is in the chunks by then.
+    `shard_failed`, `trouble` (a write that is tried again). `run` ends with EngineDeadError when the engine dies; what
+    was made is in the chunks by then.
     """
 
     def __init__(self, engine: Engine, name: str, config: GenerateConfig, store: ShardStore, emit: Emit) -> None:
@@ -72,6 +77,8 @@ class Feeder:
         self._suspects: set[int] = set()
         self._records_at_once: int | None = None
         self._poison: dict[int, str] = {}
+        self._request_numbers = itertools.count()
+        self._prepared = 0
 
     def add(self, shard: Shard) -> None:
         """Queue a shard."""
@@ -90,6 +97,11 @@ class Feeder:
     def in_flight(self) -> int:
         """Sequences in flight."""
         return self._in_flight
+
+    @property
+    def progress(self) -> int:
+        """Changes while records are read or prepared: the proof of life where no token can be made yet."""
+        return self._prepared + sum(work.lines_read for work in self._open)
 
     async def run(self) -> None:
         """Feed until cancelled, or until the engine dies (EngineDeadError)."""
@@ -110,7 +122,7 @@ class Feeder:
         """Write what is made and in no chunk yet."""
         for work in list(self._open):
             if work.dirty and not work.failed:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Exception):
                     work.checkpoint()
 
     async def _read(self) -> None:
@@ -124,6 +136,8 @@ class Feeder:
                 while batch := await asyncio.to_thread(self._next_batch, work):
                     for owed in batch:
                         await self._queue(work, owed)
+                    if work.failed:
+                        break
             except Exception as error:
                 self._fail(work, error)
             else:
@@ -141,6 +155,7 @@ class Feeder:
 
     def _prepare(self, work: ShardWork, owed: Owed) -> _Ready:
         record = owed.record
+        self._prepared += 1
         if isinstance(record, BadRecord):
             raise record.error
         if (kind := self._poison.get(record.original_index)) is not None:
@@ -159,9 +174,11 @@ class Feeder:
                 await self._refuse(work, owed, error)
                 continue
             except Exception as error:
-                await self._refuse(work, owed, RecordError("internal_error", f"{type(error).__name__}: {error}"))
+                await self._refuse(work, owed, _internal(owed, error))
                 continue
             await self._wait_for_room(len(owed.sample_ids))
+            if work.failed:
+                continue
             index = owed.record.original_index
             self._media_bytes += ready.prepared.media_bytes
             self._in_flight += len(owed.sample_ids)
@@ -184,6 +201,7 @@ class Feeder:
         work, owed, index = ready.work, ready.owed, ready.owed.record.original_index
         try:
             generated = await self._generate(ready)
+            rows = [self._sample_row(ready, s, g) for s, g in zip(owed.sample_ids, generated, strict=True)]
         except RecordError as error:
             rows = self._error_rows(owed, error)
         except EngineDeadError as error:
@@ -191,37 +209,43 @@ class Feeder:
             if not self._dead.done():
                 self._dead.set_exception(error)
             return
-        else:
-            rows = [self._sample_row(ready, s, g) for s, g in zip(owed.sample_ids, generated, strict=True)]
+        except Exception as error:
+            rows = self._error_rows(owed, _internal(owed, error))
         self._emit({"event": "end", "record": index})
         async with self._changed:
             self._in_flight -= len(owed.sample_ids)
             self._records_in_flight.discard(index)
             self._media_bytes -= ready.prepared.media_bytes
-            self._suspects.discard(index)
-            if not self._suspects:
-                self._records_at_once = None
+            self._clear([index])
             self._changed.notify_all()
         await self._store_rows(work, rows)
 
     async def _generate(self, ready: _Ready) -> list[Generated]:
         """All samples as one request; of a record that was resumed half-way, one request a missing sample."""
         index, ids = ready.owed.record.original_index, ready.owed.sample_ids
+        name = f"{index}-{next(self._request_numbers)}"  # a shard that failed may be back while its last are in flight
         seed = record_seed(self._config.sampling.seed, index)
         if len(ids) == self._n:
             ask = Ask(n=self._n, seed=seed, max_tokens=ready.max_tokens)
-            return await self._engine.generate(f"{index}", ready.prepared, ask)
+            return await self._engine.generate(name, ready.prepared, ask)
         asks = {s: Ask(n=1, seed=None if seed is None else seed + s, max_tokens=ready.max_tokens) for s in ids}
         samples = await asyncio.gather(
-            *(self._engine.generate(f"{index}.{s}", ready.prepared, ask) for s, ask in asks.items())
+            *(self._engine.generate(f"{name}.{s}", ready.prepared, ask) for s, ask in asks.items())
         )
         return [sample for group in samples for sample in group]
 
     async def _refuse(self, work: ShardWork, owed: Owed, error: RecordError) -> None:
-        self._suspects.discard(owed.record.original_index)
+        self._emit({"event": "end", "record": owed.record.original_index})
+        async with self._changed:
+            self._clear([owed.record.original_index])
+            self._changed.notify_all()
+        await self._store_rows(work, self._error_rows(owed, error))
+
+    def _clear(self, records: Iterable[int]) -> None:
+        """These are through; with the last suspect of a hunt, all that fits may be in flight again."""
+        self._suspects.difference_update(records)
         if not self._suspects:
             self._records_at_once = None
-        await self._store_rows(work, self._error_rows(owed, error))
 
     async def _store_rows(self, work: ShardWork, rows: list[Row]) -> None:
         if work.failed:
@@ -236,11 +260,18 @@ class Feeder:
         if not work.complete or work not in self._open:
             return
         self._open.discard(work)
-        try:
-            manifest = await asyncio.to_thread(work.finish)
-        except Exception as error:
-            self._fail(work, error)
-            return
+        self._clear(work.records)
+        for left in reversed(range(WRITE_TRIES)):
+            try:
+                manifest = await asyncio.to_thread(work.finish)
+            except Exception as error:
+                if not left:
+                    self._fail(work, error)
+                    return
+                self._trouble(work, error)
+                await asyncio.sleep(WRITE_DELAY)
+            else:
+                break
         self._emit({"event": "shard_done", "shard": work.shard.index, "manifest": manifest.model_dump(mode="json")})
 
     async def _keep_checkpoints(self) -> None:
@@ -249,10 +280,23 @@ class Feeder:
             await asyncio.sleep(min(every, 1.0))
             for work in list(self._open):
                 if work.dirty and time.monotonic() - work.last_checkpoint >= every:
-                    try:
-                        await asyncio.to_thread(work.checkpoint)
-                    except OSError as error:
-                        self._fail(work, error)
+                    await self._checkpoint(work)
+
+    async def _checkpoint(self, work: ShardWork) -> None:
+        try:
+            await asyncio.to_thread(work.checkpoint)
+        except Exception as error:
+            work.write_failures += 1
+            if work.write_failures >= WRITE_TRIES:
+                self._fail(work, error)
+            else:
+                self._trouble(work, error)
+        else:
+            work.write_failures = 0
+
+    def _trouble(self, work: ShardWork, error: Exception) -> None:
+        """A disk that is full or a store that does not answer may be mended; the rows wait."""
+        self._emit({"event": "trouble", "message": f"shard {work.shard.name} cannot be written, trying again: {error}"})
 
     def _fail(self, work: ShardWork, error: Exception) -> None:
         """The shard goes back; what its chunks hold stays."""
@@ -260,6 +304,7 @@ class Feeder:
             return
         work.failed = True
         self._open.discard(work)
+        self._clear(work.records)
         event = {"event": "shard_failed", "shard": work.shard.index, "kind": type(error).__name__}
         self._emit({**event, "message": str(error) or repr(error)})
 
@@ -288,6 +333,10 @@ class Feeder:
             extra={**parsed.extra, **keep},
         )
         return Row(record.digest, sample.row(), generated.cached_tokens)
+
+
+def _internal(owed: Owed, error: Exception) -> RecordError:
+    return RecordError("internal_error", f"{owed.record.where}: {type(error).__name__}: {error}")
 
 
 def record_seed(seed: int | None, original_index: int) -> int | None:

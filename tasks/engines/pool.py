@@ -220,6 +220,9 @@ class EnginePool:
         self._fail(event["shard"], error)
         self._hand_out()
 
+    def _on_trouble(self, slot: Slot, event: Json) -> None:
+        self._note(f"engine {slot.view.number}: {event['message']}")
+
     def _on_fatal(self, slot: Slot, event: Json) -> None:
         slot.last_words = slot.ending or event["message"]
 

@@ -32,6 +32,8 @@ class ShardWork:
     def __init__(self, shard: Shard, config: GenerateConfig, store: ShardStore, engine: str) -> None:
         self.shard = shard
         self.failed = False
+        self.write_failures = 0
+        self.lines_read = 0
         self.last_checkpoint = time.monotonic()
         self._config = config
         self._store = store
@@ -51,7 +53,7 @@ class ShardWork:
 
         Raises InputChanged.
         """
-        verify_shard(self.shard)
+        verify_shard(self.shard, self._count_line)
         self._have = {row.place: row.digest for row in self._store.chunk_rows(self.shard)}
         self._owed = self._iterate()
 
@@ -63,6 +65,11 @@ class ShardWork:
         """A row is made."""
         self._pending.append(row)
         self._made += 1
+
+    @property
+    def records(self) -> range:
+        """The original_index of each record."""
+        return range(self.shard.start, self.shard.start + self.shard.records)
 
     @property
     def complete(self) -> bool:
@@ -103,12 +110,16 @@ class ShardWork:
     def _iterate(self) -> Iterator[Owed]:
         for record in read_shard(self.shard):
             index = record.original_index
+            self._count_line()
             self._digests[index] = record.digest
             missing = tuple(s for s in range(self._n) if self._have.get((index, s)) != record.digest)
             self._made += self._n - len(missing)
             self._resumed += self._n - len(missing)
             if missing:
                 yield Owed(record, missing)
+
+    def _count_line(self) -> None:
+        self.lines_read += 1
 
     def _note_span(self, rows: list[Row], seconds: float) -> None:
         tokens = sum(row.row.get("completion_tokens", 0) for row in rows)

@@ -21,11 +21,12 @@ from typing import IO
 import orjson
 
 from tasks.engines import lifeline
-from tasks.engines.base import Engine, EngineDeadError, EngineSpec
+from tasks.engines.base import Ask, Engine, EngineSpec
 from tasks.engines.feeder import Feeder
 from tasks.engines.root_cause import log_position, root_cause
 from tasks.engines.vllm_args import cpu_environment
-from tasks.records import Json, Shard
+from tasks.prompts.conversation import Conversation
+from tasks.records import Json, RecordError, Shard
 from tasks.shard_store import ShardStore
 from tasks.storage import open_storage
 
@@ -43,7 +44,7 @@ def main(start: StartEngine | None = None) -> None:
     os.dup2(2, 1)
     spec = EngineSpec.model_validate_json(sys.stdin.buffer.readline())
     os.environ.update(cpu_environment(spec.config.engine))
-    asyncio.run(_Worker(spec, events).run(start or start_engine))
+    asyncio.run(Worker(spec, events).run(start or start_engine))
 
 
 async def start_engine(spec: EngineSpec) -> Engine:
@@ -57,7 +58,17 @@ async def start_engine(spec: EngineSpec) -> Engine:
     return await VLLMEngine.start(spec)
 
 
-class _Worker:
+async def _first_token(engine: Engine) -> None:
+    """An engine that has made a token works; one that dies of its very first would else be taken for poisoned."""
+    hello = [{"role": "user", "content": "Hello"}]
+    with contextlib.suppress(RecordError):
+        prepared = await asyncio.to_thread(engine.prepare, Conversation("prompt", hello, None, None, "first token"))
+        await engine.generate("first-token", prepared, Ask(n=1, max_tokens=1))
+
+
+class Worker:
+    """One engine's life, from its start to its last event."""
+
     def __init__(self, spec: EngineSpec, events: IO[bytes]) -> None:
         self._spec = spec
         self._events = events
@@ -66,13 +77,10 @@ class _Worker:
         self._log_start = log_position()
 
     async def run(self, start: StartEngine) -> None:
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
-        commands: asyncio.Queue[Json] = asyncio.Queue()
-        threading.Thread(target=self._listen, args=(loop, commands), daemon=True).start()
+        commands = self._attach(asyncio.get_running_loop())
         try:
             engine = await start(self._spec)
+            await _first_token(engine)
         except BaseException as error:
             self._fatal("start_failed", error)
         else:
@@ -80,9 +88,19 @@ class _Worker:
             await self._feed(engine, commands)
         self._end_group()
 
+    def _attach(self, loop: asyncio.AbstractEventLoop) -> asyncio.Queue[Json]:
+        """Listen to signals and to stdin; the commands that will come in."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop.set)
+        commands: asyncio.Queue[Json] = asyncio.Queue()
+        threading.Thread(target=self._listen, args=(loop, commands), daemon=True).start()
+        return commands
+
+    def _open_store(self) -> ShardStore:
+        return ShardStore(open_storage(self._spec.config.output.path), self._spec.key)
+
     async def _feed(self, engine: Engine, commands: asyncio.Queue[Json]) -> None:
-        store = ShardStore(open_storage(self._spec.config.output.path), self._spec.key)
-        feeder = Feeder(engine, f"engine-{self._spec.number}", self._spec.config, store, self._emit)
+        feeder = Feeder(engine, f"engine-{self._spec.number}", self._spec.config, self._open_store(), self._emit)
         tasks = [
             asyncio.create_task(coroutine)
             for coroutine in (
@@ -92,10 +110,11 @@ class _Worker:
                 self._stop.wait(),
             )
         ]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for error in (task.exception() for task in ended):
+            if error is not None:
+                self._fatal("engine_died", error)
         feeding = tasks[0]
-        if feeding.done() and feeding.exception() is not None:
-            self._fatal("engine_died", feeding.exception())
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
         self._emit({"event": "stopped"})
@@ -112,16 +131,18 @@ class _Worker:
         self._stop.set()
 
     async def _tell_stats(self, engine: Engine, feeder: Feeder) -> None:
+        before = engine.stats().tokens
         while True:
             stats = engine.stats()
             self._emit(
                 {
                     "event": "stats",
-                    "tokens": stats.tokens,
+                    "tokens": stats.tokens - before,
                     "running": stats.running,
                     "waiting": stats.waiting,
                     "kv_cache_usage": round(stats.kv_cache_usage, 4),
                     "in_flight": feeder.in_flight,
+                    "progress": feeder.progress,
                     **stats.detail,
                 }
             )
@@ -138,17 +159,18 @@ class _Worker:
             self._events.write(line)
             self._events.flush()
 
-    def _fatal(self, kind: str, error: BaseException | None) -> None:
-        traceback.print_exception(error)
-        cause: BaseException | None = error
-        if isinstance(error, EngineDeadError) and error.__cause__ is not None:
-            cause = error.__cause__
-        message = root_cause(f"{type(cause).__name__}: {cause}", self._log_start)
+    def _fatal(self, kind: str, error: BaseException) -> None:
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            traceback.print_exception(error)
+        while error.__cause__ is not None:
+            error = error.__cause__
+        message = root_cause(f"{type(error).__name__}: {error}", self._log_start)
         self._emit({"event": "fatal", "kind": kind, "message": message})
 
     def _end_group(self) -> None:
         """What vLLM started below us ends with us, however it is stuck."""
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         if os.getpgid(0) == os.getpid():
             os.killpg(0, signal.SIGKILL)
         os._exit(0)
