@@ -21,7 +21,7 @@ from tasks.config import GenerateConfig
 from tasks.engines.base import Ask, Engine, EngineDeadError, Generated, Prepared
 from tasks.engines.shard_work import Owed, ShardWork
 from tasks.prompts.conversation import Conversation, read_conversation
-from tasks.records import BadRecord, ErrorRow, Json, RecordError, Sample, Shard
+from tasks.records import BadRecord, ErrorRow, Json, RecordError, Sample, Shard, ShardManifest
 from tasks.shard_store import Row, ShardStore
 
 READ_BATCH = 32
@@ -68,6 +68,7 @@ class Feeder:
         self._ready: asyncio.Queue[tuple[ShardWork, Owed, asyncio.Future[_Ready]]] = asyncio.Queue(PREPARE_AHEAD)
         self._preparers = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2)), "prepare")
         self._open: set[ShardWork] = set()
+        self._finishing: set[ShardWork] = set()
         self._in_flight = 0
         self._records_in_flight: set[int] = set()
         self._media_bytes = 0
@@ -119,11 +120,10 @@ class Feeder:
             await asyncio.to_thread(self.checkpoint_all)
 
     def checkpoint_all(self) -> None:
-        """Write what is made and in no chunk yet."""
-        for work in list(self._open):
-            if work.dirty and not work.failed:
-                with contextlib.suppress(Exception):
-                    work.checkpoint()
+        """Write what is made and in no chunk yet; waits for writes that are under way."""
+        for work in [*self._open, *self._finishing]:
+            with contextlib.suppress(Exception):
+                work.checkpoint()
 
     async def _read(self) -> None:
         while True:
@@ -132,7 +132,9 @@ class Feeder:
             work = ShardWork(await self._shards.get(), self._config, self._store, self._name)
             self._open.add(work)
             try:
-                await asyncio.to_thread(work.open)
+                if manifest := await asyncio.to_thread(work.open):
+                    self._done(work, manifest)
+                    continue
                 while batch := await asyncio.to_thread(self._next_batch, work):
                     for owed in batch:
                         await self._queue(work, owed)
@@ -260,7 +262,7 @@ class Feeder:
         if not work.complete or work not in self._open:
             return
         self._open.discard(work)
-        self._clear(work.records)
+        self._finishing.add(work)
         for left in reversed(range(WRITE_TRIES)):
             try:
                 manifest = await asyncio.to_thread(work.finish)
@@ -272,6 +274,12 @@ class Feeder:
                 await asyncio.sleep(WRITE_DELAY)
             else:
                 break
+        self._done(work, manifest)
+
+    def _done(self, work: ShardWork, manifest: ShardManifest) -> None:
+        self._open.discard(work)
+        self._finishing.discard(work)
+        self._clear(work.records)
         self._emit({"event": "shard_done", "shard": work.shard.index, "manifest": manifest.model_dump(mode="json")})
 
     async def _keep_checkpoints(self) -> None:
@@ -304,6 +312,7 @@ class Feeder:
             return
         work.failed = True
         self._open.discard(work)
+        self._finishing.discard(work)
         self._clear(work.records)
         event = {"event": "shard_failed", "shard": work.shard.index, "kind": type(error).__name__}
         self._emit({**event, "message": str(error) or repr(error)})

@@ -1,7 +1,8 @@
 """The hunt for a record that kills its engine: what was in flight goes on in shrinking groups until it stands alone.
 
 The culprit is in flight at each crash. With half as many records at once after each, it stands alone after log2(window)
-restarts; when it has then killed an engine twice, all by itself, it is poison: an error row, and never fed again.
+restarts; when it has then ended an engine twice in the same way, all by itself, it is poison: an error row, and never
+fed again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Hunts:
 
     def __init__(self) -> None:
         self.poison: dict[int, str] = {}
-        self._alone: Counter[int] = Counter()
+        self._alone: Counter[tuple[int, str]] = Counter()
         self._waiting: dict[int, Hunt] = {}
 
     def died(self, hunt: Hunt, in_flight: set[int], shards: Iterable[Shard], kind: str) -> int | None:
@@ -79,8 +80,8 @@ class Hunts:
         if len(in_flight) != 1:
             return None
         (index,) = in_flight
-        self._alone[index] += 1
-        if self._alone[index] < TIMES_ALONE:
+        self._alone[index, kind] += 1
+        if self._alone[index, kind] < TIMES_ALONE:
             return None
         self.poison[index] = kind
         return index

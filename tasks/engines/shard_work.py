@@ -48,14 +48,18 @@ class ShardWork:
         self._timeline: list[Span] = []
         self._write = threading.Lock()
 
-    def open(self) -> None:
+    def open(self) -> ShardManifest | None:
         """Check the input against the shard's hash, before any of it is used, and look at what the chunks hold.
 
-        Raises InputChanged.
+        Returns the manifest of a shard that is finished: its engine died before it could tell. Raises InputChanged.
         """
         verify_shard(self.shard, self._count_line)
+        manifest = self._store.manifest(self.shard, self._n)
+        if manifest is not None and self._store.damage(manifest) is None:
+            return manifest
         self._have = {row.place: row.digest for row in self._store.chunk_rows(self.shard)}
         self._owed = self._iterate()
+        return None
 
     def next_owed(self, count: int) -> list[Owed]:
         """The next so many records with owed samples; empty at the shard's end."""
