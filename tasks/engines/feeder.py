@@ -153,6 +153,7 @@ class Feeder:
         async with self._changed:
             await self._changed.wait_for(lambda: self._media_bytes < MEDIA_BYTES)
         future = asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, work, owed)
+        future.add_done_callback(_look_at)  # one that waits when the engine dies is nobody's any more
         await self._ready.put((work, owed, future))
 
     def _prepare(self, work: ShardWork, owed: Owed) -> _Ready:
@@ -342,6 +343,11 @@ class Feeder:
             extra={**parsed.extra, **keep},
         )
         return Row(record.digest, sample.row(), generated.cached_tokens)
+
+
+def _look_at(future: asyncio.Future[_Ready]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def _internal(owed: Owed, error: Exception) -> RecordError:

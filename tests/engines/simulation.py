@@ -223,6 +223,10 @@ class SimHandle:
             return
         if event["event"] != "stats":
             self.world.events += 1
+        if event["event"] == "begin":
+            self.in_flight.add(event["record"])
+        elif event["event"] == "end":
+            self.in_flight.discard(event["record"])
         self._tell(event)
 
     def kill(self) -> None:
@@ -337,9 +341,7 @@ class SimEngine:
             return []
         index = int(prepared.text.split()[-1])
         await asyncio.sleep(self._dice.choice([0, 0, 0.001, 0.003]))
-        self._handle.in_flight.add(index)
         await self._meet(self._world.plan.poison.get(index) or self._world.fault(self._handle, *IN_FLIGHT))
-        self._handle.in_flight.discard(index)
         first = int(request_id.partition(".")[2] or 0)
         self._world.generated({(index, first + i) for i in range(ask.n)})
         self._tokens += ask.n
@@ -437,14 +439,16 @@ class Simulation:
         launcher = SimLauncher(self.world, spec, self.world.plan.replicas)
         engines = EnginePool(launcher, self.config.engine)
         with ThreadPoolExecutor(len(missing)) as threads:
-            tasks = [threads.submit(self._task, engines, shard) for shard in missing]
-            deadline = time.monotonic() + MOST_SECONDS
-            while not all(task.done() for task in tasks) and not self.world.flow_dead.is_set():
-                assert time.monotonic() < deadline, f"hangs: {engines.view()}"
-                time.sleep(0.002)
-            if self.world.flow_dead.is_set() and self.world.damage != "stopped":
-                launcher.kill_all()
-            engines.close()
+            try:
+                tasks = [threads.submit(self._task, engines, shard) for shard in missing]
+                deadline = time.monotonic() + MOST_SECONDS
+                while not all(task.done() for task in tasks) and not self.world.flow_dead.is_set():
+                    assert time.monotonic() < deadline, f"hangs: {engines.view()}"
+                    time.sleep(0.002)
+            finally:
+                if not (self.world.flow_dead.is_set() and self.world.damage == "stopped"):
+                    launcher.kill_all()
+                engines.close()
         self.steps += engines.view().steps
         for task in tasks:
             task.result()
