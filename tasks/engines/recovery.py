@@ -21,7 +21,7 @@ MAX_FRUITLESS = 2
 MAX_RESTARTS = 100
 """Restarts since the engine last finished a shard."""
 
-_WRONG_SETTINGS = ("ValueError", "TypeError", "ValidationError", "NotImplementedError", "FileNotFoundError",
+_WRONG_SETTINGS = ("RunError", "ValueError", "TypeError", "ValidationError", "NotImplementedError", "FileNotFoundError",
                    "ImportError", "ModuleNotFoundError", "AttributeError", "KeyError")  # fmt: skip
 
 

@@ -80,7 +80,8 @@ class Worker:
         commands = self._attach(asyncio.get_running_loop())
         try:
             engine = await start(self._spec)
-            await _first_token(engine)
+            if self._spec.config.engine.kind == "vllm":
+                await _first_token(engine)
         except BaseException as error:
             self._fatal("start_failed", error)
         else:
