@@ -37,6 +37,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.naming import model_name, run_name
 from flows.watching import known_by, watching
 from tasks.access import require_access
+from flows.gpu_limit import gpu_limit
 from tasks.config import (
     DatasetConfig,
     EngineConfig,
@@ -49,10 +50,13 @@ from tasks.config import (
 )
 from tasks.download_model import download_model
 from tasks.engines.base import EngineSpec
-from tasks.engines.devices import gpu_groups
 from tasks.engines.gpu_figures import GpuFigures
+from tasks.engines.gpu_locks import Gpus, NoGpus, gpus_for
+from tasks.engines.launcher import Launcher
 from tasks.engines.local_pool import LocalLauncher
 from tasks.engines.pool import EnginePool
+from tasks.engines.ray_cluster import require_ray
+from tasks.engines.ray_pool import RayLauncher
 from tasks.errors import RunError
 from tasks.generate_shard import Job, find_whole, generate_shard
 from tasks.inputs.columns import needed_columns
@@ -113,19 +117,19 @@ def generate(
 
 def _run(config: GenerateConfig, storage: Storage) -> Json:
     started_at = time.time()
-    groups = gpu_groups(config.engine)  # too few GPUs show before anything is downloaded
+    gpus = _gpus(config)  # too few GPUs show before anything is downloaded
     model = download_model(config.model, config.engine)
     dataset = _split(config, storage)
     store = ShardStore(storage, results_key(config, model.identity))
-    gpus = GpuFigures(groups)
-    with _engine_pool(config, model, dataset, store, groups) as pool:
-        shards = _generate_shards(config, dataset, store, pool, gpus)
+    figures = GpuFigures(gpus.groups)
+    with _engine_pool(config, model, dataset, store, gpus) as pool:
+        shards = _generate_shards(config, dataset, store, pool, figures, _gpu_count(config.engine, gpus))
         output = config.output
         merged = merge_shards(output.path, store.folder, shards, output.format, output.compression)
         result = validate_output(
             config.output.path, dataset, shards, merged, store.key, config.sampling.n, config.validation
         )
-        manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, gpus, started_at)
+        manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, figures, started_at)
     write_run_manifest(storage, manifest)
     write_report(config.output.path, manifest, dataset, shards)
     result.require()
@@ -148,7 +152,7 @@ def _split(config: GenerateConfig, storage: Storage) -> DatasetManifest:
 
 @contextlib.contextmanager
 def _engine_pool(
-    config: GenerateConfig, model: ModelManifest, dataset: DatasetManifest, store: ShardStore, groups: list[list[str]]
+    config: GenerateConfig, model: ModelManifest, dataset: DatasetManifest, store: ShardStore, gpus: Gpus
 ) -> Iterator[EnginePool]:
     """The pool; its engines start with the first shard that is missing, and are ended whatever happens."""
     spec = EngineSpec(
@@ -159,15 +163,39 @@ def _engine_pool(
         dataset_roots=tuple(_roots(dataset.files)),
         served_model=model.source if config.engine.kind == "openai" else "",
     )
-    pool = EnginePool(LocalLauncher(spec, groups, log_folder(config.output.path)), config.engine)
+    pool = EnginePool(_launcher(spec, gpus, model, dataset), config.engine)
     try:
         yield pool
     finally:
         pool.close()
 
 
+def _gpus(config: GenerateConfig) -> Gpus:
+    """The GPUs of this machine that the run may use; none on a cluster, which has its own."""
+    if config.engine.pool == "ray":
+        require_ray()
+        return NoGpus(0)
+    return gpus_for(config.engine, config.output.path)
+
+
+def _gpu_count(engine: EngineConfig, gpus: Gpus) -> int:
+    """The GPUs that the run takes of Prefect's limit; on a cluster its `replicas` say."""
+    return (engine.replicas or 0) * engine.gpus_per_replica if engine.pool == "ray" else gpus.most
+
+
+def _launcher(spec: EngineSpec, gpus: Gpus, model: ModelManifest, dataset: DatasetManifest) -> Launcher:
+    if spec.config.engine.pool == "ray":
+        return RayLauncher(spec, model, dataset.files)
+    return LocalLauncher(spec, gpus, log_folder(spec.config.output.path))
+
+
 def _generate_shards(
-    config: GenerateConfig, dataset: DatasetManifest, store: ShardStore, pool: EnginePool, gpus: GpuFigures
+    config: GenerateConfig,
+    dataset: DatasetManifest,
+    store: ShardStore,
+    pool: EnginePool,
+    figures: GpuFigures,
+    gpu_count: int,
 ) -> list[ShardManifest]:
     n = config.sampling.n
     whole, damages = find_whole(store, dataset.shards, n)
@@ -176,7 +204,11 @@ def _generate_shards(
     job = Job(store, pool, n, ShardBoard(dataset.shards, whole), whole)
     done = sum(manifest.records * n for manifest in whole.values())
     progress = RunProgress(dataset.records * n, done, n)
-    with watching(pool.view, progress, job.board, gpus, log_folder(config.output.path)):
+    missing = len(dataset.shards) - len(whole)
+    with (
+        gpu_limit(config.engine.gpu_limit, gpu_count if missing else 0),
+        watching(pool.view, progress, job.board, figures, log_folder(config.output.path)),
+    ):
         futures = [_submit(shard.index in whole, shard, job) for shard in dataset.shards]
         wait(futures)
     _require_all(futures)

@@ -205,7 +205,7 @@ class YarnConfig(Section):
 
 
 _SERVERS_OWN = (
-    *("replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_batched_tokens"),
+    *("pool", "replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_batched_tokens"),
     *("gpu_memory_utilization", "dtype", "quantization", "enforce_eager", "enable_prefix_caching", "yarn"),
     "limit_mm_per_prompt",
 )
@@ -220,10 +220,21 @@ class EngineConfig(Section):
     """For `openai`: the servers, such as http://gpu-1:8000/v1. All serve the same model; each is an engine."""
     api_key_env: str | None = None
     """For `openai`: the environment variable that holds the servers' key. The key itself stands in no config."""
-    pool: Literal["local"] = "local"
-    """`local`: a process for each engine on this machine."""
+    pool: Literal["local", "ray"] = "local"
+    """`local`: a process for each engine on this machine; `ray`: an actor for each on a Ray cluster."""
     replicas: Annotated[int, Field(ge=1)] | None = None
-    """Engines. Default: all GPUs / GPUs a replica; 1 on a CPU."""
+    """Engines. Default: all free GPUs / GPUs a replica, and 1 on a CPU; on a Ray cluster what it has room for, more as
+    nodes join."""
+    wait_for_gpus: bool = True
+    """Wait where other runs on this machine hold its GPUs; false: fail."""
+    gpu_limit: str | None = None
+    """Prefect global concurrency limit to take the engines' GPUs from before they start, such as `gpu`."""
+    ray_address: str | None = None
+    """Ray cluster: `HOST:6379` from one of its nodes, `ray://HOST:10001` from elsewhere. Default: RAY_ADDRESS, then
+    the cluster that this machine is a node of."""
+    ray_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """What an engine takes of its Ray node besides its GPUs, such as {"CPU": 8} or a resource of your own. Default on
+    a cluster without GPUs: all CPUs of its smallest node."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """GPUs that share each layer of one replica."""
     pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1

@@ -13,6 +13,7 @@ import orjson
 
 from tasks.config import GenerateConfig
 from tasks.engines.base import EngineSpec
+from tasks.engines.gpu_locks import NoGpus
 from tasks.engines.local_pool import LocalLauncher
 from tasks.engines.pool import EnginePool, PoolView
 from tasks.records import Shard, ShardManifest
@@ -44,7 +45,7 @@ class FakeRun:
         config = GenerateConfig(model={"source": "fake"}, **sections)  # type: ignore[arg-type]
         shards = split(config.dataset, config.sampling.n, None).shards
         spec = EngineSpec(number=0, config=config, model_path="", key="key")
-        launcher = LocalLauncher(spec, [[] for _ in range(replicas)], folder / "logs", FAKE)
+        launcher = LocalLauncher(spec, NoGpus(replicas), folder / "logs", FAKE)
         store = ShardStore(open_storage(config.output.path), "key")
         return cls(folder, config, shards, store, EnginePool(launcher, config.engine))
 

@@ -19,7 +19,8 @@ class EngineSpec(BaseModel):
     `number` is the engine's place in the pool, `key` names the folder of the run's shards, `dataset_roots` are the
     folders that records' media may lie in, `overrides` are engine arguments that win over the config's (gentler
     settings after a hang), `window` is the number of sequences in flight (default: from the engine's own limits),
-    `served_model` is the model's name on the servers of `engine.kind: openai`.
+    `served_model` is the model's name on the servers of `engine.kind: openai`,
+    `placement_group` is that of a replica across the nodes of a Ray cluster.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,6 +33,7 @@ class EngineSpec(BaseModel):
     overrides: Json = {}
     window: int | None = None
     served_model: str = ""
+    placement_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

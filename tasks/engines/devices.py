@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-
-from tasks.config import EngineConfig
-from tasks.errors import RunError
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 
 def visible_gpus() -> list[str]:
@@ -13,24 +13,19 @@ def visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [gpu.strip() for gpu in given.split(",") if gpu.strip() and gpu.strip() != "-1"]
-    return [str(index) for index in range(_count())]
+    with _nvml() as nvml:
+        return [str(index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
 
 
-def gpu_groups(engine: EngineConfig) -> list[list[str]]:
-    """The GPUs of each replica; on a CPU, and for each server of `kind: openai`, a group without GPUs.
-
-    Raises RunError where the machine has too few for the replicas asked for.
-    """
-    if engine.kind == "openai":
-        return [[] for _ in engine.base_urls]
-    gpus, each = visible_gpus(), engine.gpus_per_replica
-    if not gpus:
-        return [[] for _ in range(engine.replicas or 1)]
-    replicas = engine.replicas or len(gpus) // each
-    if replicas == 0 or replicas * each > len(gpus):
-        wanted = f"{max(replicas, 1)} x {each} (engine.replicas x tensor_parallel_size x pipeline_parallel_size)"
-        raise RunError(f"engine.replicas: {wanted} GPUs are asked for, {len(gpus)} are there: {', '.join(gpus)}")
-    return [gpus[i * each : (i + 1) * each] for i in range(replicas)]
+def gpu_names(gpus: Sequence[str]) -> dict[str, str]:
+    """The name that each of these ids has in all processes of the machine: its UUID; the id itself where unknown."""
+    names = {gpu: gpu for gpu in gpus}
+    with _nvml() as nvml:
+        for gpu in gpus if nvml else ():
+            if gpu.isdigit():
+                with contextlib.suppress(nvml.NVMLError):
+                    names[gpu] = str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(int(gpu))))
+    return names
 
 
 def cpu_binding(number: int, replicas: int) -> str:
@@ -42,14 +37,17 @@ def cpu_binding(number: int, replicas: int) -> str:
     return ",".join(map(str, mine))
 
 
-def _count() -> int:
+@contextlib.contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVIDIA's management library, or None where there is no driver."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return 0
+        yield None
+        return
     try:
-        return int(pynvml.nvmlDeviceGetCount())
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()

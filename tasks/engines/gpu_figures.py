@@ -34,24 +34,19 @@ class Gpu:
 
 
 class GpuFigures:
-    """`groups` are the ids (index or UUID) of each engine's GPUs. One thread calls `sample`, every second or so."""
+    """`groups` are the ids (index or UUID) of each engine's GPUs, more as the run gets them. One thread calls `sample`,
+    every second or so."""
 
     def __init__(self, groups: Sequence[Sequence[str]]) -> None:
+        self._groups = groups
+        self._known = 0
         self._handles: list[tuple[Gpu, Any]] = []
         self._nvml: Any = None
-        if not any(groups):
-            return
-        import pynvml
-
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-            for engine, ids in enumerate(groups):
-                for id_ in ids:
-                    self._add(id_, engine)
+        self._find()
 
     def sample(self, generating: Collection[int]) -> None:
         """Look at all GPUs. `generating` are the numbers of the engines that generate now."""
+        self._find()
         for gpu, handle in self._handles:
             with contextlib.suppress(self._nvml.NVMLError):
                 gpu.used = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used)
@@ -78,6 +73,21 @@ class GpuFigures:
             }
             for gpu, _ in self._handles
         ]
+
+    def _find(self) -> None:
+        """Get hold of the GPUs that have come up."""
+        first, self._known = self._known, max(self._known, len(self._groups))
+        new = [(engine, id_) for engine in range(first, self._known) for id_ in self._groups[engine]]
+        if not new:
+            return
+        import pynvml
+
+        with contextlib.suppress(pynvml.NVMLError):
+            if self._nvml is None:
+                pynvml.nvmlInit()
+                self._nvml = pynvml
+            for engine, id_ in new:
+                self._add(id_, engine)
 
     def _add(self, id_: str, engine: int) -> None:
         nvml = self._nvml

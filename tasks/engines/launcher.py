@@ -21,11 +21,21 @@ class EngineHandle(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts engines; `slots` is how many there can be, and may grow while the run goes on."""
+    """Starts engines, at once or when there is a place for them."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many there can be; may grow while the run goes on."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there can be no engine any more, in words for a person: the run ends with them."""
 
     def launch(self, slot: int, overrides: Json, tell: Callable[[Json], None]) -> EngineHandle:
-        """Start the engine of a slot. Its events go to `tell`, from any thread; the last is `exit`."""
+        """Start the engine of a slot. Its events go to `tell`, from any thread.
+
+        One that must wait first says `placing` and then `placed`. The last event is `exit`: with `lost` the machine is
+        gone and no record is to blame, with `hopeless` another try would end alike.
+        """
 
     def close(self) -> None: ...

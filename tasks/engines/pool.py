@@ -21,7 +21,7 @@ from tasks.config import EngineConfig
 from tasks.engines import watchdog
 from tasks.engines.hunt import Hunts
 from tasks.engines.launcher import EngineHandle, Launcher
-from tasks.engines.recovery import judge
+from tasks.engines.recovery import MAX_RESTARTS, judge
 from tasks.engines.slot import Slot
 from tasks.engines.view import EngineView, PoolView
 from tasks.errors import RunError
@@ -58,13 +58,14 @@ class EnginePool:
         self._launcher = launcher
         self._config = config
         self._inbox: queue.Queue[Callable[[], None]] = queue.Queue()
-        self._slots = [Slot(EngineView(number)) for number in range(launcher.slots)]
+        self._slots: list[Slot] = []
         self._futures: dict[int, Future[ShardManifest]] = {}
         self._pending: deque[Shard] = deque()
         self._hunts = Hunts()
         self._samples = 0
         self._errors = 0
         self._steps: list[str] = []
+        self._trouble: str | None = None
         self._looked_at = 0.0
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -106,8 +107,6 @@ class EnginePool:
     def _run(self) -> None:
         """Engines are launched from this thread, which outlives them: their parent-death signal hangs on it."""
         self._looked_at = time.monotonic()
-        for slot in self._slots:
-            self._launch(slot)
         while not self._closing.is_set():
             self._work(TICK_SECONDS)
             try:
@@ -135,7 +134,7 @@ class EnginePool:
     def _take(self, shard: Shard, future: Future[ShardManifest]) -> None:
         self._futures[shard.index] = future
         self._pending.append(shard)
-        if all(slot.given_up for slot in self._slots):
+        if self._trouble or (self._slots and all(slot.given_up for slot in self._slots)):
             self._fail_all()
         self._hand_out()
 
@@ -187,6 +186,14 @@ class EnginePool:
         slot.ready(event["facts"])
         self._hand_out()
 
+    def _on_placing(self, slot: Slot, _event: Json) -> None:
+        slot.view.state = "placing"
+        self._hand_out()  # what it held when it died need not wait for it
+
+    def _on_placed(self, slot: Slot, _event: Json) -> None:
+        slot.view.state = "starting"
+        slot.started = slot.alive_at = time.monotonic()
+
     def _on_want(self, slot: Slot, _event: Json) -> None:
         slot.wants = True
         self._hand_out()
@@ -228,15 +235,18 @@ class EnginePool:
 
     def _on_exit(self, slot: Slot, event: Json) -> None:
         slot.last_words = slot.last_words or event["message"]
-        self._died(slot)
+        if event.get("lost"):
+            self._lost(slot)
+        else:
+            self._died(slot, hopeless=event.get("hopeless", False))
 
     def _look(self) -> None:
         """What nobody tells: time that has passed, places that have come up."""
         now = time.monotonic()
         paused, self._looked_at = now - self._looked_at, now
-        for number in range(len(self._slots), self._launcher.slots):
-            self._slots.append(Slot(EngineView(number)))
-            self._launch(self._slots[number])
+        self._grow()
+        if self._trouble:
+            return
         for slot in self._slots:
             if paused > watchdog.PAUSE_SECONDS:
                 slot.stood_still(paused)
@@ -245,32 +255,53 @@ class EnginePool:
             elif slot.handle is not None:
                 self._watch(slot, slot.handle, now)
 
+    def _grow(self) -> None:
+        """Start engines where places have come up, while there is a shard for them; or learn that there are none."""
+        if self._pending:
+            for number in range(len(self._slots), self._launcher.slots):
+                self._slots.append(Slot(EngineView(number)))
+                self._launch(self._slots[number])
+        if not self._trouble and (words := self._launcher.trouble):
+            self._trouble = words
+            self._note(words)
+            self._fail_all()
+
     def _watch(self, slot: Slot, handle: EngineHandle, now: float) -> None:
         if watchdog.cannot_be_ended(slot, now):
             slot.last_words = f"{slot.ending}, and does not end when it is killed"
-            self._died(slot, lost=True)
+            self._died(slot, stuck=True)
         elif not slot.ending and (words := watchdog.complaint(slot, self._config, now)):
             slot.ending = slot.last_words = words
             slot.ending_since = now
             # Its exit event comes back through the inbox, like that of an engine that died by itself.
             threading.Thread(target=handle.end, args=(1.0,), daemon=True).start()
 
-    def _died(self, slot: Slot, lost: bool = False) -> None:
-        """`lost`: its process is still there, and its GPUs with it."""
+    def _died(self, slot: Slot, stuck: bool = False, hopeless: bool = False) -> None:
+        """`stuck`: its process is still there, and its GPUs with it; `hopeless`: another one would end alike."""
         was_starting = slot.view.state == "starting"
         handle, in_flight = slot.died()
-        if handle is not None and not lost:
+        if handle is not None and not stuck:
             handle.end(0.0)
         verdict = judge(slot, in_flight, was_starting, self._hunts, self._config)
+        self._note(verdict.step + (f" (log: {handle.log_path})" if handle is not None else ""))
+        self._go_on(slot, verdict.delay, verdict.give_up or stuck or hopeless)
+
+    def _lost(self, slot: Slot) -> None:
+        """The engine's machine is gone: no record is to blame, and suspects of an earlier crash stay suspects."""
+        slot.died()
+        self._hunts.died(slot.hunt, set(), slot.shards.values(), "engine_crash")
+        self._note(f"engine {slot.view.number} is lost, its shards go on elsewhere: {slot.last_words}")
+        self._go_on(slot, min(30.0, 0.5 * slot.restarts), slot.restarts >= MAX_RESTARTS)
+
+    def _go_on(self, slot: Slot, delay: float, give_up: bool) -> None:
         slot.backlog.extendleft(reversed(slot.shards.values()))
         slot.shards.clear()
-        self._note(verdict.step + (f" (log: {handle.log_path})" if handle is not None else ""))
-        if verdict.give_up or lost:
+        if give_up:
             self._give_up(slot)
             return
         slot.restarts += 1
         slot.view.restarts += 1
-        slot.restart_at = time.monotonic() + verdict.delay
+        slot.restart_at = time.monotonic() + delay
         self._hand_out()
 
     def _note(self, step: str) -> None:
@@ -288,9 +319,9 @@ class EnginePool:
             self._hand_out()
 
     def _fail_all(self) -> None:
-        words = self._steps[-1] if self._steps else "no engine could be started"
+        words = self._trouble or f"no engine is left: {(self._steps or ['none could be started'])[-1]}"
         for index in list(self._futures):
-            self._fail(index, RunError(f"no engine is left: {words}"))
+            self._fail(index, RunError(words))
         self._pending.clear()
 
     def _fail(self, index: int, error: Exception) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class EngineView:
-    """One engine. `state` is waiting, starting, running, dead (to be restarted), given up or ended."""
+    """One engine. `state` is waiting, placing, starting, running, dead (to be restarted), given up or ended."""
 
     number: int
     state: str = "waiting"

@@ -1,0 +1,152 @@
+"""A connection to a running Ray cluster: how many engines it has room for, and whether its head still answers.
+
+Ray ends a process that has lost the cluster's head for a minute, without a word. So one thread asks for the nodes all
+the time, and whoever else wants to know looks at what it saw last, and when.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.config import EngineConfig
+from tasks.errors import RunError
+
+LOOK_SECONDS = 2.0
+HEAD_SECONDS = 30.0
+"""Seconds without an answer after which the head counts as dead."""
+
+Resources = dict[str, float]
+
+
+class NotShared(RunError):
+    """A folder of the run is not the same on all nodes."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive, with all that it has, in use or not."""
+
+    id: str
+    ip: str
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an engine takes: the bundles of its placement group.
+
+    One bundle lies on one node. A replica that no node has GPUs enough for is `across` nodes: a bundle for each GPU.
+    """
+
+    bundles: tuple[Resources, ...]
+    across: bool = False
+
+    def fits(self, node: Node) -> int:
+        """Engines that the node has room for, were it empty (those that are not across nodes)."""
+        return min((math.floor(node.resources.get(name, 0.0) / much) for name, much in self.bundles[0].items()))
+
+
+def need_of(engine: EngineConfig, nodes: Sequence[Node]) -> Need:
+    """What an engine takes on this cluster. Raises RunError where that cannot be told."""
+    more = dict(engine.ray_resources)
+    most = max((node.resources.get("GPU", 0.0) for node in nodes), default=0.0)
+    gpus = more.pop("GPU", float(engine.gpus_per_replica) if most else 0.0)
+    if not gpus and not more:
+        cores = [node.resources["CPU"] for node in nodes if node.resources.get("CPU")]
+        if not cores:
+            raise RunError("engine.ray_resources: the cluster has neither GPUs nor CPUs: say what an engine takes")
+        more = {"CPU": min(cores)}
+    if most and gpus > most:
+        each: Resources = {"GPU": 1.0}
+        return Need(({**each, **more}, *(dict(each) for _ in range(round(gpus) - 1))), across=True)
+    return Need(({"GPU": gpus, **more} if gpus else more,))
+
+
+def room(need: Need, nodes: Sequence[Node]) -> int:
+    """Engines that the whole cluster has room for, were it empty."""
+    if not need.across:
+        return sum(need.fits(node) for node in nodes)
+    return int(sum(node.resources.get("GPU", 0.0) for node in nodes)) // len(need.bundles)
+
+
+class RayCluster:
+    """The cluster at an address. `patience`: seconds without an answer after which its head counts as dead."""
+
+    def __init__(self, address: str | None, patience: float = HEAD_SECONDS) -> None:
+        """Raises RunError where Ray is not installed or no cluster answers."""
+        self._patience = patience
+        self.address, self._ours = _connect(address)
+        self.nodes: list[Node] = alive_nodes()
+        self._seen = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._look, name="ray-nodes", daemon=True).start()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the cluster is lost, in words."""
+        silent = time.monotonic() - self._seen
+        if silent < self._patience:
+            return None
+        return (
+            f"the head node of the Ray cluster at {self.address} has not answered for {silent:.0f} s; what is finished "
+            "is kept: start the cluster and run the same command again"
+        )
+
+    def close(self) -> None:
+        """Leave the cluster; never waits long for one that is dead."""
+        self._closed.set()
+        if not self._ours:
+            return
+        import ray
+
+        leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+        leaving.start()
+        leaving.join(10.0)
+
+    def _look(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            try:
+                self.nodes = alive_nodes()
+            except Exception:  # noqa: S112  (no answer: `trouble` tells when that has lasted too long)
+                continue
+            self._seen = time.monotonic()
+
+
+def require_ray() -> None:
+    """Raises RunError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise RunError("engine.pool: 'ray' needs Ray, which is an extra: pip install '.[ray]'")
+
+
+def alive_nodes() -> list[Node]:
+    """The cluster's nodes."""
+    import ray
+
+    return [
+        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]
+    ]
+
+
+def _connect(address: str | None) -> tuple[str, bool]:
+    """Connect, unless this process is connected already; returns the address, and whether the connection is ours."""
+    require_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    place = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if ray.is_initialized():
+        return place, False
+    options: dict[str, Any] = {} if place.startswith("ray://") else {"configure_logging": False}
+    try:
+        ray.init(address=place, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"engine.ray_address: no Ray cluster to be had at '{place}': {reason}") from error
+    return place, True
