@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import models
+from tests.ray_cluster import TestCluster
 
 ROOT = Path(__file__).parents[1]
 RunFlow = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -96,6 +97,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[TestCluster]:
+    """A Ray cluster of a head and three nodes, with room for four engines."""
+    cluster = TestCluster([2, 1, 1])
+    try:
+        yield cluster
+    finally:
+        cluster.close()
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:

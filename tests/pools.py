@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,18 @@ import orjson
 from tasks.config import GenerateConfig
 from tasks.engines.base import EngineSpec
 from tasks.engines.gpu_locks import NoGpus
+from tasks.engines.launcher import Launcher
 from tasks.engines.local_pool import LocalLauncher
 from tasks.engines.pool import EnginePool, PoolView
+from tasks.engines.ray_pool import RayLauncher
 from tasks.records import Shard, ShardManifest
 from tasks.shard_store import ShardStore
 from tasks.split_dataset import split
 from tasks.storage import open_storage
 
+RAY_ADDRESS: str | None = None
+"""A cluster that the pools of these runs shall use; None: local pools."""
+RAY_PATIENCE = 30.0
 FAKE = (sys.executable, "-m", "tests.fake_engine")
 
 
@@ -35,17 +41,23 @@ class FakeRun:
     pool: EnginePool
 
     @classmethod
-    def make(cls, folder: Path, prompts: Sequence[str], replicas: int = 1, **sections: Any) -> FakeRun:
+    def make(cls, folder: Path, prompts: Sequence[str], replicas: int | None = 1, **sections: Any) -> FakeRun:
+        """`replicas` None: what the cluster has room for."""
         folder.mkdir(exist_ok=True, parents=True)
         path = folder / "prompts.jsonl"
         path.write_bytes(b"".join(orjson.dumps({"prompt": p}) + b"\n" for p in prompts))
         sections.setdefault("output", {"chunk_seconds": 0.2})
         sections["output"]["path"] = str(folder / "out")
+        sections["engine"] = {**_pool(replicas), **sections.get("engine", {})}
         sections["dataset"] = {"path": str(path), "shard_size": 50} | sections.get("dataset", {})
         config = GenerateConfig(model={"source": "fake"}, **sections)  # type: ignore[arg-type]
         shards = split(config.dataset, config.sampling.n, None).shards
         spec = EngineSpec(number=0, config=config, model_path="", key="key")
-        launcher = LocalLauncher(spec, NoGpus(replicas), folder / "logs", FAKE)
+        launcher: Launcher
+        if RAY_ADDRESS:
+            launcher = RayLauncher(spec, None, [str(path)], FAKE, patience=RAY_PATIENCE)
+        else:
+            launcher = LocalLauncher(spec, NoGpus(replicas or 1), folder / "out/logs", FAKE)
         store = ShardStore(open_storage(config.output.path), "key")
         return cls(folder, config, shards, store, EnginePool(launcher, config.engine))
 
@@ -72,6 +84,22 @@ class FakeRun:
     def places(self) -> list[tuple[int, int]]:
         """(original_index, sample_id) of every row, sorted: each must be there once."""
         return sorted((r["original_index"], r["sample_id"]) for r in self.rows() + self.rows(errors=True))
+
+
+def _pool(replicas: int | None) -> dict[str, Any]:
+    if RAY_ADDRESS is None:
+        return {}
+    return {"pool": "ray", "ray_address": RAY_ADDRESS, "ray_resources": {"engine": 1}, "replicas": replicas}
+
+
+def engine_pids(folder: Path) -> list[int]:
+    """Processes that write to the engines' logs of a run in this folder, wherever they were started from."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "fd/2").readlink().match(f"{folder}/out/logs/engine-*.log"):
+                found.append(int(process.name))
+    return found
 
 
 def all_places(records: int, n: int) -> list[tuple[int, int]]:

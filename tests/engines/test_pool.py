@@ -1,4 +1,7 @@
-"""The pool and the feeder with engines that die, hang or never start. After each fault every row is there, once."""
+"""The pool and the feeder with engines that die, hang or never start. After each fault every row is there, once.
+
+Both pools pass it: engines as local processes, and on a Ray cluster of three nodes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,14 @@ import pytest
 
 from tasks.engines.pool import ShardFailedError
 from tasks.errors import RunError
-from tests.pools import FakeRun, all_places
+from tests import pools
+from tests.pools import FakeRun, all_places, engine_pids
+
+
+@pytest.fixture(autouse=True, params=["local", "ray"])
+def each_pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "ray":
+        monkeypatch.setattr(pools, "RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
 
 
 def prompts(count: int, **special: str) -> list[str]:
@@ -133,19 +143,21 @@ def test_a_torn_chunk_is_owed_again(tmp_path: Path) -> None:
 def test_engines_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """kill -9 of the flow: nothing of it is left within seconds."""
     script = (
-        "from tests.pools import FakeRun; from pathlib import Path;"
-        f"FakeRun.make(Path({str(tmp_path)!r}), ['SLOW'] * 200, engine={{'max_num_seqs': 1}}).run()"
+        "from tests import pools; from pathlib import Path;"
+        f"pools.RAY_ADDRESS = {pools.RAY_ADDRESS!r};"
+        f"pools.FakeRun.make(Path({str(tmp_path)!r}), ['SLOW'] * 200, engine={{'max_num_seqs': 1}}).run()"
     )
     flow = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 20
-    while not (engines := _children(flow.pid)) or len(engines) < 2:
+    deadline = time.monotonic() + 60
+    while not engine_pids(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(1.0)
+    engines = engine_pids(tmp_path) + _children(flow.pid)
     flow.kill()
     flow.wait()
     while any(_alive(pid) for pid in engines):
-        assert time.monotonic() < deadline + 10
+        assert time.monotonic() < deadline + 30
         time.sleep(0.1)
 
 
@@ -155,13 +167,9 @@ def _after_samples(run: FakeRun, samples: int, signum: int) -> None:
     def wait_and_signal() -> None:
         while run.view.samples < samples:
             time.sleep(0.02)
-        os.kill(_engines(run)[0], signum)
+        os.kill(engine_pids(run.folder)[0], signum)
 
     threading.Thread(target=wait_and_signal, daemon=True).start()
-
-
-def _engines(run: FakeRun) -> list[int]:
-    return [slot.handle._process.pid for slot in run.pool._slots if slot.handle]  # type: ignore[attr-defined]
 
 
 def _children(pid: int) -> list[int]:

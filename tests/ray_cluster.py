@@ -1,0 +1,48 @@
+"""Ray clusters of several nodes on this machine; an engine takes one of a node's `engine`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+ENGINE = {"engine": 1.0}
+
+
+class TestCluster:
+    """A head without engines, and nodes that have room for some."""
+
+    __test__ = False
+
+    def __init__(self, engines: list[int]) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster: Any = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_SMALL}
+        )
+        self.address: str = self._cluster.address
+        self.nodes = [self._add(count) for count in engines]
+        self._cluster.wait_for_nodes()
+
+    def add_node(self, engines: int) -> Any:
+        """A node more; returns when it has joined."""
+        node = self._add(engines)
+        self._cluster.wait_for_nodes()
+        return node
+
+    def kill_node(self, node: Any) -> None:
+        """kill -9 of the node and what runs on it."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def kill_head(self) -> None:
+        self._cluster.remove_node(self._cluster.head_node, allow_graceful=False)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+    def _add(self, engines: int) -> Any:
+        return self._cluster.add_node(num_cpus=1, resources={"engine": engines}, wait=False, **_SMALL)
+
+
+_SMALL = {"object_store_memory": 80 << 20}
