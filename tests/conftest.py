@@ -101,7 +101,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[TestCluster]:
-    """A Ray cluster of a head and three nodes, with room for four engines."""
+    """A Ray cluster of three nodes, with room for two, one and one engine."""
     cluster = TestCluster([2, 1, 1])
     try:
         yield cluster

@@ -1,13 +1,14 @@
 """An engine for faults that a real one cannot be made to show: `python -m tests.fake_engine` in place of the worker.
 
-A record's prompt says what happens: POISON ends the process, HANG never answers, SLOW takes a second; anything else
-is answered at once, with the prompt itself.
+A record's prompt says what happens: POISON ends the process, HANG never answers, SLOW takes a second, GATE waits until
+the file `gate` in the run's output folder is there; anything else is answered at once, with the prompt itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 from tasks.engines.base import Ask, Engine, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
 from tasks.engines.worker import main
@@ -21,6 +22,7 @@ class FakeEngine:
         self.max_num_seqs: int = spec.overrides.get("max_num_seqs") or spec.config.engine.max_num_seqs or 32
         self.facts: Json = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": 2048}
         self._tokens = 0
+        self._gate = Path(spec.config.output.path, "gate")
         self._delay = float(spec.config.engine.extra.get("delay", 0.0))
 
     def prepare(self, conversation: Conversation) -> Prepared:
@@ -37,6 +39,8 @@ class FakeEngine:
             raise EngineDeadError("CUDA error: an illegal memory access was encountered")
         while "HANG" in prepared.text:
             await asyncio.sleep(3600)
+        while "GATE" in prepared.text and not self._gate.exists():
+            await asyncio.sleep(0.05)
         if "SLOW" in prepared.text:
             await asyncio.sleep(1.0)
         self._tokens += ask.n

@@ -14,7 +14,7 @@ import orjson
 
 from tasks.config import GenerateConfig
 from tasks.engines.base import EngineSpec
-from tasks.engines.gpu_locks import NoGpus
+from tasks.engines.gpu_locks import NoGpus, gpus_for
 from tasks.engines.launcher import Launcher
 from tasks.engines.local_pool import LocalLauncher
 from tasks.engines.pool import EnginePool, PoolView
@@ -41,14 +41,21 @@ class FakeRun:
     pool: EnginePool
 
     @classmethod
-    def make(cls, folder: Path, prompts: Sequence[str], replicas: int | None = 1, **sections: Any) -> FakeRun:
-        """`replicas` None: what the cluster has room for."""
+    def make(
+        cls,
+        folder: Path,
+        prompts: Sequence[str],
+        replicas: int | None = 1,
+        on_gpus: bool = False,
+        **sections: Any,
+    ) -> FakeRun:
+        """`replicas` None: what the cluster, or the GPUs, have room for."""
         folder.mkdir(exist_ok=True, parents=True)
         path = folder / "prompts.jsonl"
         path.write_bytes(b"".join(orjson.dumps({"prompt": p}) + b"\n" for p in prompts))
         sections.setdefault("output", {"chunk_seconds": 0.2})
         sections["output"]["path"] = str(folder / "out")
-        sections["engine"] = {**_pool(replicas), **sections.get("engine", {})}
+        sections["engine"] = {"replicas": replicas, **_pool(), **sections.get("engine", {})}
         sections["dataset"] = {"path": str(path), "shard_size": 50} | sections.get("dataset", {})
         config = GenerateConfig(model={"source": "fake"}, **sections)  # type: ignore[arg-type]
         shards = split(config.dataset, config.sampling.n, None).shards
@@ -57,7 +64,8 @@ class FakeRun:
         if RAY_ADDRESS:
             launcher = RayLauncher(spec, None, [str(path)], FAKE, patience=RAY_PATIENCE)
         else:
-            launcher = LocalLauncher(spec, NoGpus(replicas or 1), folder / "out/logs", FAKE)
+            gpus = gpus_for(config.engine, "a test") if on_gpus else NoGpus(replicas or 1)
+            launcher = LocalLauncher(spec, gpus, folder / "out/logs", FAKE)
         store = ShardStore(open_storage(config.output.path), "key")
         return cls(folder, config, shards, store, EnginePool(launcher, config.engine))
 
@@ -86,10 +94,10 @@ class FakeRun:
         return sorted((r["original_index"], r["sample_id"]) for r in self.rows() + self.rows(errors=True))
 
 
-def _pool(replicas: int | None) -> dict[str, Any]:
+def _pool() -> dict[str, Any]:
     if RAY_ADDRESS is None:
         return {}
-    return {"pool": "ray", "ray_address": RAY_ADDRESS, "ray_resources": {"engine": 1}, "replicas": replicas}
+    return {"pool": "ray", "ray_address": RAY_ADDRESS, "ray_resources": {"engine": 1}}
 
 
 def engine_pids(folder: Path) -> list[int]:

@@ -7,22 +7,21 @@ from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-ENGINE = {"engine": 1.0}
+_SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
 
 
 class TestCluster:
-    """A head without engines, and nodes that have room for some."""
+    """A cluster of nodes with room for so many engines each; the first is its head."""
 
     __test__ = False
 
     def __init__(self, engines: list[int]) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_SMALL}
-        )
+        head = {**_SMALL, "resources": {"engine": engines[0]}}
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
-        self.nodes = [self._add(count) for count in engines]
+        self.nodes = [self._cluster.head_node, *(self._add(count) for count in engines[1:])]
         self._cluster.wait_for_nodes()
 
     def add_node(self, engines: int) -> Any:
@@ -35,14 +34,8 @@ class TestCluster:
         """kill -9 of the node and what runs on it."""
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def kill_head(self) -> None:
-        self._cluster.remove_node(self._cluster.head_node, allow_graceful=False)
-
     def close(self) -> None:
         self._cluster.shutdown()
 
     def _add(self, engines: int) -> Any:
-        return self._cluster.add_node(num_cpus=1, resources={"engine": engines}, wait=False, **_SMALL)
-
-
-_SMALL = {"object_store_memory": 80 << 20}
+        return self._cluster.add_node(wait=False, resources={"engine": engines}, **_SMALL)

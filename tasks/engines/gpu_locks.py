@@ -27,6 +27,8 @@ class Gpus(Protocol):
     """What a run has of its machine: a group of GPUs for each engine, an empty one for an engine on the CPU."""
 
     groups: list[list[str]]
+    most: int
+    """GPUs that it takes when all are free."""
     trouble: str | None
     """Why there are none and never will be."""
 
@@ -45,6 +47,7 @@ class NoGpus:
 
     def __init__(self, engines: int) -> None:
         self.groups: list[list[str]] = [[] for _ in range(engines)]
+        self.most = 0
         self.trouble: str | None = None
 
     def take(self) -> None:
@@ -68,7 +71,8 @@ class SharedGpus:
         """
         self._visible = visible_gpus()
         self._each = engine.gpus_per_replica
-        self._most = _replicas(engine, self._visible)
+        self._replicas = _replicas(engine, self._visible)
+        self.most = self._replicas * self._each
         self._waits = engine.wait_for_gpus
         self._names = {gpu: name.replace("/", "_") for gpu, name in gpu_names(self._visible).items()}
         self._owner = f"process {os.getpid()} ({owner})"
@@ -78,10 +82,10 @@ class SharedGpus:
         self.trouble: str | None = None
 
     def take(self) -> None:
-        if len(self.groups) == self._most or self.trouble:
+        if len(self.groups) == self._replicas or self.trouble:
             return
         with _folder() as folder:
-            while len(self.groups) < self._most and (group := self._free_group(folder)):
+            while len(self.groups) < self._replicas and (group := self._free_group(folder)):
                 self.groups.append(group)
         if not self.groups:
             self._tell(folder)

@@ -367,6 +367,7 @@ class SimLauncher:
 
     def __init__(self, world: World, spec: EngineSpec, slots: int) -> None:
         self.slots = slots
+        self.trouble: str | None = None
         self.handles: list[SimHandle] = []
         self._world = world
         self._spec = spec
