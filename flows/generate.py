@@ -34,10 +34,10 @@ from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.gpu_limit import gpu_limit
 from flows.naming import model_name, run_name
 from flows.watching import known_by, watching
 from tasks.access import require_access
-from flows.gpu_limit import gpu_limit
 from tasks.config import (
     DatasetConfig,
     EngineConfig,
