@@ -284,6 +284,8 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _kind_has_its_fields(self) -> EngineConfig:
+        if self.pool == "ray" and self.gpu_limit and self.replicas is None:
+            raise ValueError("gpu_limit needs replicas on a Ray cluster: how many GPUs to take")
         if self.kind == "vllm":
             if self.base_urls or self.api_key_env:
                 raise ValueError("base_urls and api_key_env belong to kind 'openai'")

@@ -18,6 +18,7 @@ TITLES = {
     "extra": "More vLLM arguments",
     "fps": "Frames a second",
     "gpu_memory_utilization": "Share of GPU memory",
+    "gpu_limit": "Prefect limit for GPUs",
     "id_field": "ID field",
     "ignore_eos": "Ignore the end token",
     "include_stop_str_in_output": "Keep the stop string",
@@ -32,6 +33,8 @@ TITLES = {
     "min_tokens": "Fewest tokens",
     "n": "Samples a record (n)",
     "pipeline_parallel_size": "Pipeline parallel size",
+    "ray_address": "Ray address",
+    "ray_resources": "Ray resources an engine",
     "replicas": "Engines (replicas)",
     "source": "Model",
     "stop": "Stop strings",
@@ -39,6 +42,7 @@ TITLES = {
     "structured": "Structured output",
     "top_k": "Top-k",
     "top_p": "Top-p",
+    "wait_for_gpus": "Wait for GPUs",
     "yarn": "YaRN",
 }
 

@@ -134,6 +134,14 @@ def alive_nodes() -> list[Node]:
     ]
 
 
+def known_group(id_: str, gpus: int) -> Any:
+    """The placement group of this id, a GPU a bundle, as a process names it that has not made it."""
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup
+
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(id_)), bundle_cache=[{"GPU": 1.0} for _ in range(gpus)])
+
+
 def _connect(address: str | None) -> tuple[str, bool]:
     """Connect, unless this process is connected already; returns the address, and whether the connection is ours."""
     require_ray()

@@ -52,6 +52,8 @@ def engine_args(spec: EngineSpec, format_args: Json, cpu: bool) -> Json:
         args["limit_mm_per_prompt"] = engine.limit_mm_per_prompt
     if engine.yarn is not None:
         args["hf_overrides"] = yarn_overrides(spec.model_path, engine.yarn)
+    if spec.placement_group:
+        args["distributed_executor_backend"] = "ray"
     return args | format_args | engine.extra | spec.overrides
 
 

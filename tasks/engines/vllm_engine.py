@@ -28,6 +28,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from tasks.config import SamplingConfig, StructuredConfig
 from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
+from tasks.engines.ray_cluster import known_group
 from tasks.engines.vllm_args import engine_args, sampling_args
 from tasks.prompts import make_format
 from tasks.prompts.base import Completion, Prompt, PromptFormat
@@ -73,7 +74,7 @@ class VLLMEngine:
         cpu = current_platform.is_cpu()
         args = engine_args(spec, prompt_format.engine_args, cpu)
         in_process = cpu and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
-        core: _Core = _InProcessCore(args) if in_process else _AsyncCore(args)
+        core: _Core = _InProcessCore(args) if in_process else _AsyncCore(args, spec.placement_group)
         return cls(core, prompt_format, config.sampling)
 
     def prepare(self, conversation: Conversation) -> Prepared:
@@ -160,11 +161,19 @@ class _Counter(PrometheusStatLogger):  # type: ignore[misc]
 
 
 class _AsyncCore:
-    """AsyncLLM: the engine core in a process of its own."""
+    """AsyncLLM: the engine core in a process of its own; its workers in a Ray placement group where one is named."""
 
-    def __init__(self, args: Json) -> None:
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**{"disable_log_stats": True, **args}), stat_loggers=[_Counter], usage_context=_OFFLINE
+    def __init__(self, args: Json, placement_group: str = "") -> None:
+        engine_args = AsyncEngineArgs(**{"disable_log_stats": True, **args})
+        config = engine_args.create_engine_config(_OFFLINE)
+        if placement_group:
+            config.parallel_config.placement_group = known_group(placement_group, config.parallel_config.world_size)
+        self._engine = AsyncLLM.from_vllm_config(
+            config,
+            stat_loggers=[_Counter],
+            usage_context=_OFFLINE,
+            disable_log_stats=engine_args.disable_log_stats,
+            enable_log_requests=engine_args.enable_log_requests,
         )
         self.counter = _Counter.of(self._engine)
         self.vllm_config = self._engine.vllm_config
