@@ -21,8 +21,10 @@ for _name, _value in {
 
 if __name__ == "__main__":
     from flows.command_line import parse
+    from flows.own_server import start_ahead
 
     _CONFIG = parse(sys.argv[1:])  # before Prefect is imported: --help and wrong fields answer at once
+    start_ahead()
 
 import contextlib
 import time

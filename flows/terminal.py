@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from flows.command_line import wrong_fields
+from flows.own_server import serving
 from tasks.config import GenerateConfig
-from tasks.engines.lifeline import Keeper
 from tasks.errors import RunError
 from tasks.outputs.formats import first_rows
 from tasks.progress import duration
@@ -31,7 +29,7 @@ def run_in_terminal(generate: Any, config: GenerateConfig) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        with _prefect_settings():
+        with serving():
             manifest = generate(**{name: getattr(config, name) for name in GenerateConfig.model_fields})
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: run the same command to go on", file=sys.stderr)
@@ -76,26 +74,6 @@ def _first_samples(output_path: str, data: str) -> list[str]:
         cut = "…" if len(text) > CHARACTERS_SHOWN else ""
         lines += [f"--- record {row['original_index']}, sample {row['sample_id']}", text[:CHARACTERS_SHOWN] + cut]
     return [*lines, "---"] if lines else lines
-
-
-@contextlib.contextmanager
-def _prefect_settings() -> Iterator[None]:
-    """With no server configured Prefect starts one of its own, for this run only.
-
-    Its logs are ours already, and a kill -9 of this process would leave it behind: a keeper ends it then.
-    """
-    from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, get_current_settings, temporary_settings
-
-    if get_current_settings().api.url is not None:
-        yield
-        return
-    server = SubprocessASGIServer()
-    server.start()
-    if server.server_process is not None:
-        Keeper().watch(server.server_process.pid)
-    with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
-        yield
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 
 from flows.live_view import LiveView
+from flows.own_server import is_own
 from flows.run_logs import logs_to
 from tasks.engines.gpu_figures import GpuFigures
 from tasks.engines.news import EngineNews
@@ -80,5 +81,6 @@ def _looking(view: Callable[[], PoolView], gpus: GpuFigures, news: EngineNews) -
 
 
 def _has_server() -> bool:
-    """A server that outlives the run; the one that Prefect starts for a single run has nobody who looks."""
-    return get_current_settings().api.url is not None
+    """A server that outlives the run; the one of this run alone has nobody who looks."""
+    url = get_current_settings().api.url
+    return url is not None and not is_own(url)

@@ -15,6 +15,8 @@ module.LocalLauncher = partial(LocalLauncher, worker=FAKE)  # type: ignore[assig
 generate = module.generate
 
 if __name__ == "__main__":
+    from flows.own_server import start_ahead
     from flows.terminal import run_in_terminal
 
+    start_ahead()
     sys.exit(run_in_terminal(generate, parse(sys.argv[1:])))

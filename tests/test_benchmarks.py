@@ -114,3 +114,9 @@ def test_the_usual_script_makes_all_tokens(tmp_path: Path, tiny_qwen3: Path) -> 
     asked = sum(json.loads(line)["max_tokens"] for line in dataset.read_text().splitlines())
     made = throughput.baseline("usual_script", workload, str(tiny_qwen3), dataset, 2)
     assert made["tokens"] == 2 * asked
+
+
+def test_orchestration_of_two_sizes_and_a_rerun(tmp_path: Path) -> None:
+    kept = run(tmp_path, "orchestration", "--shards", 2, "--no-warm-up")
+    assert [row["run"] for row in kept["rows"]] == ["2 shards", "2 shards again"]
+    assert kept["rows"][1]["of it engine start s"] == 0

@@ -12,6 +12,7 @@ import os
 import pkgutil
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -198,3 +199,8 @@ def peak_growth_mb(work: Callable[[], object]) -> float:
 def _memory_mb(what: str) -> float:
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(f"{what}:")) * 1024 / 1e6
+
+
+def python(module: str, *arguments: object) -> list[str]:
+    """The command of a module of this project in a process of its own, with this interpreter."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
