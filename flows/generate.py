@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -74,12 +75,14 @@ from tasks.shard_store import ShardStore
 from tasks.split_dataset import split_dataset
 from tasks.storage import Storage, is_remote, open_storage, write
 from tasks.tally import grading_key, regrade
-from tasks.validate_output import validate_output
+from tasks.validate_output import GateFailed, validate_output
 from tasks.write_report import write_report
 
 PLAN = "shards/plan.json"
 MOST_SHARDS_AT_ONCE = 256
 """Shard tasks that wait on the pool at a time; a waiting one is a thread that sleeps."""
+MOST_NAMES, MOST_REASONS = 8, 3
+"""Of what is missing, in the message of a partial run."""
 
 
 @flow(
@@ -128,9 +131,12 @@ def _run(config: GenerateConfig, storage: Storage) -> Json:
         shards = _generate_shards(config, dataset, store, pool, figures, _gpu_count(config.engine, gpus))
         output = config.output
         merged = merge_shards(output.path, store.folder, shards, output.format, output.compression)
-        result = validate_output(
-            config.output.path, dataset, shards, merged, store.key, config.sampling.n, config.validation
-        )
+        try:
+            result = validate_output(
+                output.path, dataset, shards, merged, store.key, config.sampling.n, config.validation
+            )
+        except GateFailed as failed:
+            result = failed.result  # the task is Failed; the run too, when all is written
         manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, figures, started_at)
     write_run_manifest(storage, manifest)
     write_report(config.output.path, manifest, dataset, shards)
@@ -213,7 +219,7 @@ def _generate_shards(
     ):
         futures = [_submit(shard.index in whole, shard, job) for shard in dataset.shards]
         wait(futures)
-    _require_all(futures)
+    _require_all(dataset.shards, futures)
     manifests = [manifest for shard in dataset.shards if (manifest := store.manifest(shard, n))]
     return [_graded(config, store, manifest) for manifest in manifests]
 
@@ -225,16 +231,19 @@ def _submit(is_whole: bool, shard: Shard, job: Job) -> PrefectFuture[Json]:
     return future
 
 
-def _require_all(futures: Sequence[PrefectFuture[Json]]) -> None:
-    failed = [f for f in futures if not f.state.is_completed()]
-    if not failed:
+def _require_all(shards: Sequence[Shard], futures: Sequence[PrefectFuture[Json]]) -> None:
+    """Raise RunError saying what is missing, and why, unless all shards are finished."""
+    missing = [(s, f) for s, f in zip(shards, futures, strict=True) if not f.state.is_completed()]
+    if not missing:
         return
-    reasons: dict[str, int] = {}
-    for future in failed:
-        error = future.result(raise_on_failure=False)
-        reasons[str(error)] = reasons.get(str(error), 0) + 1
-    told = "; ".join(f"{reason} ({count} shards)" for reason, count in reasons.items())
-    raise RunError(f"{len(failed)} of {len(futures)} shards are not finished: {told}. What is finished is kept.")
+    reasons = Counter(str(future.result(raise_on_failure=False)) for _, future in missing)
+    told = "; ".join(f"{reason} ({count} shards)" for reason, count in reasons.most_common(MOST_REASONS))
+    named = ", ".join(shard.name for shard, _ in missing[:MOST_NAMES]) + (", …" if len(missing) > MOST_NAMES else "")
+    records = sum(shard.records for shard, _ in missing)
+    raise RunError(
+        f"{len(missing)} of {len(futures)} shards are not finished ({named}; {records} records): {told}. "
+        "What is finished is kept; run again or retry to make the rest"
+    )
 
 
 def _graded(config: GenerateConfig, store: ShardStore, manifest: ShardManifest) -> ShardManifest:

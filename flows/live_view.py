@@ -78,6 +78,7 @@ class LiveView:
         self._put(client, "progress", "progress", self._progress.percent(view), self._progress.sentence(view))
         engines = [self._engine_row(engine) for engine in view.engines]
         self._put(client, "engines", "table", _json(engines), _engines_sentence(view))
+        self._board.under_way(view.shards)
         self._put(client, "shards", "table", _json(self._board.table()), self._board.sentence())
         if view.steps:
             steps = [{"step": number, "what": step} for number, step in enumerate(view.steps, 1)]
@@ -122,10 +123,14 @@ class LiveView:
         self._shown[key] = content
 
 
+_END = {"waiting": "not needed", "given up": "given up"}
+_NOTHING: dict[str, Any] = {"in_flight": 0, "tokens_per_second": 0.0}
+
+
 def _at_the_end(view: PoolView) -> PoolView:
     """Nothing is in flight any more, though the engines may still be there."""
-    ended = [replace(engine, state="ended", in_flight=0, tokens_per_second=0.0) for engine in view.engines]
-    return replace(view, engines=ended)
+    ended = [replace(engine, state=_END.get(engine.state, "ended"), **_NOTHING) for engine in view.engines]
+    return replace(view, engines=ended, shards={})
 
 
 def _engines_sentence(view: PoolView) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
+from prefect.states import Cancelled
 
-from tasks.engines.pool import EnginePool
+from tasks.engines.pool import EnginePool, RunStoppedError
 from tasks.records import Json, Shard, ShardManifest
 from tasks.retries import retried
 from tasks.shard_board import ShardBoard
@@ -48,8 +49,12 @@ def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
     **retried(3, 2.0),
 )
 def generate_shard(shard: Shard, job: Job) -> Json:
-    """The shard's manifest. A shard whose files are there, whole, is taken as it is."""
-    manifest = job.whole.get(shard.index) or _generate(shard, job)
+    """The shard's manifest. A shard whose files are there, whole, is taken as it is; a stopped run's is Cancelled."""
+    try:
+        manifest = job.whole.get(shard.index) or _generate(shard, job)
+    except RunStoppedError:
+        # A state as the return value is Prefect's way to end a task in it.
+        return Cancelled(message="The run was stopped; what is made is kept.")  # type: ignore[return-value]
     return manifest.model_dump(mode="json")
 
 

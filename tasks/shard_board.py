@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tasks.engines.view import ShardView
 from tasks.records import Json, Shard, ShardManifest
 
 MOST_ROWS = 1000
@@ -43,8 +44,6 @@ class ShardBoard:
     def __init__(self, shards: Iterable[Shard], whole: Mapping[int, ShardManifest]) -> None:
         self._lock = threading.Lock()
         self._rows = {shard.index: _Row(shard) for shard in shards}
-        self.version = 0
-        """Grows with each change."""
         for manifest in whole.values():
             self._finished(manifest, "cached")
 
@@ -56,14 +55,23 @@ class ShardBoard:
         with self._lock:
             row = self._rows[shard.index]
             row.state, row.note = "failed", " ".join(str(error).split())[:200]
-            self.version += 1
 
     def begin(self, shard: Shard) -> None:
         """The shard waits for an engine, or is with one."""
         with self._lock:
             if self._rows[shard.index].state == "failed":
                 self._rows[shard.index].state = "waiting"
-                self.version += 1
+
+    def under_way(self, shards: Mapping[int, ShardView]) -> None:
+        """What the engines have in hand, and how far they are."""
+        with self._lock:
+            for row in self._rows.values():
+                if row.state in ("waiting", "generating"):
+                    row.state = "generating" if row.shard.index in shards else "waiting"
+            for index, view in shards.items():
+                row = self._rows[index]
+                if row.state == "generating":
+                    row.samples, row.errors, row.engine = view.samples, view.errors, f"engine-{view.engine}"
 
     def counts(self) -> dict[str, int]:
         """Shards by state."""
@@ -91,7 +99,6 @@ class ShardBoard:
             row.state, row.note, row.engine = state, "", manifest.engine
             row.samples, row.errors = manifest.tally.samples, manifest.tally.errors
             row.seconds = round(manifest.seconds, 1)
-            self.version += 1
 
 
 def _index(row: _Row) -> int:

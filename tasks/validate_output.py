@@ -26,6 +26,10 @@ from tasks.storage import Storage, open_storage
 class GateFailed(RunError):
     """The dataset is whole and stays where it is, but is not as good as `validation` asks for."""
 
+    def __init__(self, result: ValidationResult) -> None:
+        super().__init__("; ".join(gate.line for gate in result.gates if not gate.passed))
+        self.result = result
+
 
 class Gate(BaseModel):
     """One gate: `figure` against `threshold`, both shares from 0 to 1; `line` says it in words."""
@@ -53,7 +57,7 @@ class ValidationResult(BaseModel):
     def require(self) -> None:
         """Raise GateFailed, one line naming each failed gate's figure and threshold."""
         if not self.passed:
-            raise GateFailed("; ".join(gate.line for gate in self.gates if not gate.passed))
+            raise GateFailed(self)
 
 
 @task(
@@ -73,10 +77,11 @@ def validate_output(
     n: int,
     validation: ValidationConfig,
 ) -> ValidationResult:
-    """`validate`, with the gates as a table in Prefect's UI."""
+    """`validate`, with the gates as a table in Prefect's UI. Raises GateFailed too, with the result."""
     result = validate(open_storage(output_path), dataset, manifests, merged, key, n, validation)
     if TaskRunContext.get() is not None:
         create_table_artifact(_table(result), key="validation", description="Gates of the finished dataset")
+    result.require()
     return result
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tasks import shard_board
 from tasks.config import ValidationConfig
+from tasks.engines.view import ShardView
 from tasks.shard_board import ShardBoard
 from tasks.storage import LocalStorage
 from tests.shards import dataset_of, finish_shard
@@ -19,6 +20,9 @@ def test_a_shard_goes_from_waiting_over_failed_to_finished(tmp_path: Path) -> No
     assert board.table()[1]["state"] == "failed"
     assert board.table()[1]["note"] == "disk full"
     board.begin(dataset.shards[1])
+    board.under_way({1: ShardView(engine=3, samples=7, errors=1)})
+    row = board.table()[1]
+    assert (row["state"], row["samples"], row["errors"], row["engine"]) == ("generating", 7, 1, "engine-3")
     board.finish(finish_shard(storage, dataset.shards[1], 2, ValidationConfig()))
     row = board.table()[1]
     assert (row["state"], row["records"], row["samples"], row["errors"], row["note"]) == (

@@ -256,7 +256,7 @@ class Feeder:
         for row in rows:
             work.add(row)
         errors = sum(row.is_error for row in rows)
-        self._emit({"event": "rows", "samples": len(rows) - errors, "errors": errors})
+        self._emit({"event": "rows", "shard": work.shard.index, "samples": len(rows) - errors, "errors": errors})
         await self._finish_if_complete(work)
 
     async def _finish_if_complete(self, work: ShardWork) -> None:

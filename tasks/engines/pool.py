@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -23,7 +23,7 @@ from tasks.engines.hunt import Hunts
 from tasks.engines.launcher import EngineHandle, Launcher
 from tasks.engines.recovery import MAX_RESTARTS, judge
 from tasks.engines.slot import Slot
-from tasks.engines.view import EngineView, PoolView
+from tasks.engines.view import EngineView, PoolView, ShardView
 from tasks.errors import RunError
 from tasks.records import Json, Shard, ShardManifest
 
@@ -34,6 +34,7 @@ __all__ = [
     "InputChangedInEngineError",
     "Launcher",
     "PoolView",
+    "RunStoppedError",
     "ShardFailedError",
 ]
 
@@ -45,6 +46,10 @@ EVENTS_A_TICK = 5000
 
 class ShardFailedError(Exception):
     """A shard could not be made this time; its finished samples are kept, and a retry does the rest."""
+
+
+class RunStoppedError(ShardFailedError):
+    """The run is being stopped; the same run started again does the rest."""
 
 
 class InputChangedInEngineError(RunError):
@@ -64,6 +69,7 @@ class EnginePool:
         self._hunts = Hunts()
         self._samples = 0
         self._errors = 0
+        self._rows: dict[int, Counter[str]] = {}
         self._steps: list[str] = []
         self._trouble: str | None = None
         self._looked_at = 0.0
@@ -79,7 +85,7 @@ class EnginePool:
         future: Future[ShardManifest] = Future()
         with self._lock:
             if self._closing.is_set():
-                raise ShardFailedError("the run is stopping")
+                raise RunStoppedError("the run is stopping")
             self._inbox.put(lambda: self._take(shard, future))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="engine-pool", daemon=True)
@@ -89,7 +95,12 @@ class EnginePool:
     def view(self) -> PoolView:
         """The figures now."""
         engines = [EngineView(**vars(slot.view)) for slot in list(self._slots)]
-        return PoolView(engines, self._samples, self._errors, list(self._steps))
+        shards = {index: self._shard_view(slot, index) for slot in list(self._slots) for index in list(slot.shards)}
+        return PoolView(engines, self._samples, self._errors, list(self._steps), shards)
+
+    def _shard_view(self, slot: Slot, index: int) -> ShardView:
+        rows = self._rows.get(index, Counter())
+        return ShardView(slot.view.number, rows["samples"], rows["errors"])
 
     def facts(self) -> Json:
         """What the engines said of themselves when they started, for the manifest."""
@@ -207,6 +218,8 @@ class EnginePool:
     def _on_rows(self, _slot: Slot, event: Json) -> None:
         self._samples += event["samples"]
         self._errors += event["errors"]
+        rows = self._rows.setdefault(event["shard"], Counter())
+        rows.update({"samples": event["samples"], "errors": event["errors"]})
 
     def _on_stats(self, slot: Slot, event: Json) -> None:
         slot.note(event)
@@ -215,6 +228,7 @@ class EnginePool:
         manifest = ShardManifest.model_validate(event["manifest"])
         slot.take_back(event["shard"])
         slot.fruitless = slot.restarts = 0
+        self._rows.pop(event["shard"], None)
         future = self._futures.pop(event["shard"], None)
         if future is not None:
             future.set_result(manifest)
@@ -341,4 +355,4 @@ class EnginePool:
         for slot in self._slots:
             slot.view.state = "ended"
         for index in list(self._futures):
-            self._fail(index, ShardFailedError("the run was stopped"))
+            self._fail(index, RunStoppedError("the run was stopped"))
