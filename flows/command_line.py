@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from tasks.config import GenerateConfig
 
 EXIT_CONFIG = 2
+MOST_SHOWN = 200
+"""Characters of a wrong value that are shown."""
 
 
 class CommandLine(BaseSettings, GenerateConfig):
@@ -63,6 +65,8 @@ def parse(arguments: list[str]) -> GenerateConfig:
         command_line = CommandLine(**values)
     except ValidationError as error:
         _refuse(wrong_fields(error))
+    except RecursionError:
+        _refuse(["config: it is nested too deeply"])
     return GenerateConfig.model_validate(command_line.model_dump(exclude={"config"}))
 
 
@@ -79,8 +83,12 @@ def _describe(problem: Any) -> str:
     elif problem["type"] == "missing":
         message = "is required"
     elif problem["type"] != "secret" and not isinstance(problem.get("input"), dict | list | BaseModel):
-        message += f" (got {problem['input']!r})"
-    return f"{name}: {message}"
+        message += f" (got {_short(repr(problem['input']))})"
+    return " ".join(f"{_short(name)}: {message}".split())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _did_you_mean(location: tuple[str | int, ...]) -> str:
@@ -105,16 +113,28 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         _refuse([f"--config: {path} cannot be read: {error}"])
-    except yaml.YAMLError as error:
-        _refuse([f"--config: {path} is not YAML: {' '.join(str(error).split())}"])
+    except RecursionError:
+        _refuse([f"--config: {path} is nested too deeply"])
+    except Exception as error:  # the parser's own errors, and what odd scalars (a number of 5,000 digits) make it raise
+        _refuse([f"--config: {path} is not YAML: {_short(' '.join(str(error).split()))}"])
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         _refuse([f"--config: {path} must hold the config's sections (model, dataset, …)"])
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """A key that is there twice is refused: one of its two values would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"{sorted(twice)[0]} is there twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
 
 
 def _refuse(lines: list[str]) -> NoReturn:

@@ -24,24 +24,28 @@ CHARACTERS_SHOWN = 400
 
 def run_in_terminal(generate: Any, config: GenerateConfig) -> int:
     """Run the flow; 0 when all gates passed, 1 when the run or a gate failed, 130 when it was stopped."""
-    log_path = log_to_file(config.output.path)
-    print(f"logs: {log_path.parent}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        log_path = log_to_file(config.output.path)
+    except OSError as error:
+        _say(f"error: output.path: {config.output.path} cannot be written to: {error}")
+        return EXIT_FAILED
+    _say(f"logs: {log_path.parent}")
+    _heed_signals()
     try:
         with serving():
             manifest = generate(**{name: getattr(config, name) for name in GenerateConfig.model_fields})
     except KeyboardInterrupt:
-        print("stopped; what is finished is kept: run the same command to go on", file=sys.stderr)
+        _say("stopped; what is finished is kept: run the same command to go on")
         return EXIT_INTERRUPTED
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        print(f"files: {config.output.path} (log: {log_path})", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}")
+        _say(f"files: {config.output.path} (log: {log_path})")
         return EXIT_FAILED
     except Exception as error:
-        print(f"error: {_one_line(error)} (log: {log_path})", file=sys.stderr)
+        _say(f"error: {_one_line(error)} (log: {log_path})")
         return EXIT_FAILED
-    print(summary(manifest, config.output.path))
+    with contextlib.suppress(OSError):  # nobody reads on, as behind `| head`
+        print(summary(manifest, config.output.path), flush=True)
     return EXIT_OK
 
 
@@ -74,6 +78,19 @@ def _first_samples(output_path: str, data: str) -> list[str]:
         cut = "…" if len(text) > CHARACTERS_SHOWN else ""
         lines += [f"--- record {row['original_index']}, sample {row['sample_id']}", text[:CHARACTERS_SHOWN] + cut]
     return [*lines, "---"] if lines else lines
+
+
+def _say(line: str) -> None:
+    """To the terminal, if it is still there."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _heed_signals() -> None:
+    """SIGTERM and a closed terminal end the run like Ctrl-C does; under nohup a closed terminal does not."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from tasks.config_checks import check_pattern, check_schema, check_template, check_text
 from tasks.form import form_schema, form_title
 
 
 def _no_credentials(value: str) -> str:
     """The config is stored with the results, and shown: what is secret must not come in."""
+    if not value.strip():
+        raise ValueError("must not be empty")
     _, found, rest = value.partition("://")
     if found and "@" in rest.split("/", 1)[0]:
         raise PydanticCustomError("secret", "must hold no credentials: they come from the environment")
@@ -35,6 +38,11 @@ class Section(BaseModel):
         field_title_generator=form_title,
         json_schema_extra=form_schema,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _text_that_can_be_stored(cls, value: Any) -> Any:
+        return check_text(value)
 
 
 class ModelConfig(Section):
@@ -120,14 +128,7 @@ class PromptConfig(Section):
     @model_validator(mode="after")
     def _template_compiles(self) -> PromptConfig:
         if self.template is not None:
-            from jinja2 import TemplateSyntaxError
-
-            from tasks.prompts.conversation import check_template
-
-            try:
-                check_template(self.template)
-            except TemplateSyntaxError as error:
-                raise ValueError(f"template: line {error.lineno}: {error.message}") from error
+            check_template(self.template)
         return self
 
     @model_validator(mode="after")
@@ -365,25 +366,14 @@ class ValidationConfig(Section):
     @field_validator("answer_pattern")
     @classmethod
     def _pattern_compiles(cls, value: str | None) -> str | None:
-        import regex
-
-        try:
-            regex.compile(value or "")
-        except regex.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
+        check_pattern(value or "")
         return value
 
     @field_validator("answer_schema")
     @classmethod
     def _schema_is_one(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        from jsonschema import SchemaError
-        from jsonschema.validators import validator_for
-
         if value is not None:
-            try:
-                validator_for(value).check_schema(value)
-            except SchemaError as error:
-                raise ValueError(f"is no JSON schema: {error.message}") from error
+            check_schema(value)
         return value
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tasks.errors import RunError
-from tasks.storage import is_remote
+from tasks.storage import LocalStorage, is_remote
 
 
 @contextlib.contextmanager
@@ -26,6 +26,7 @@ def _local_lock(output_path: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
+        LocalStorage(str(folder)).drop_unfinished()
     except Timeout:
         raise RunError(f"output.path: {output_path} is in use by another run that still lives") from None
     except OSError as error:

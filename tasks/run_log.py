@@ -29,6 +29,7 @@ def log_to_file(output_path: str) -> Path:
     """
     path = log_folder(output_path) / "run.log"
     path.parent.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no reason for tracebacks
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

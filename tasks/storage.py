@@ -103,6 +103,12 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
             raise
 
+    def drop_unfinished(self) -> None:
+        """Remove what killed writers left behind, in the folder and among its shards; nobody may be writing."""
+        for pattern in (f"{_TEMPORARY}*", f"*/*/{_TEMPORARY}*", f"*/*/*/{_TEMPORARY}*"):
+            for left in Path(self.root).glob(pattern):
+                left.unlink(missing_ok=True)
+
     def append(self, target: IO[bytes], name: str, size: int) -> bool:
         del target, name, size
         return False

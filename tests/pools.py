@@ -47,12 +47,14 @@ class FakeRun:
         prompts: Sequence[str],
         replicas: int | None = 1,
         on_gpus: bool = False,
+        lines: Sequence[bytes] = (),
         **sections: Any,
     ) -> FakeRun:
-        """`replicas` None: what the cluster, or the GPUs, have room for."""
+        """`replicas` None: what the cluster, or the GPUs, have room for; `lines` are the dataset's lines as they are,
+        in place of `prompts`."""
         folder.mkdir(exist_ok=True, parents=True)
         path = folder / "prompts.jsonl"
-        path.write_bytes(b"".join(orjson.dumps({"prompt": p}) + b"\n" for p in prompts))
+        path.write_bytes(b"\n".join(lines or [orjson.dumps({"prompt": p}) for p in prompts]) + b"\n")
         sections.setdefault("output", {"chunk_seconds": 0.2})
         sections["output"]["path"] = str(folder / "out")
         sections["engine"] = {"replicas": replicas, **_pool(), **sections.get("engine", {})}

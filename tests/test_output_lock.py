@@ -39,3 +39,18 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"), output_lock(str(tmp_path / "file/out")):
         pass
+
+
+def test_what_a_killed_run_was_writing_is_cleared(tmp_path: Path) -> None:
+    left = [
+        tmp_path / ".tmp-1-data.jsonl",
+        tmp_path / "shards/KEY/.tmp-2-00001.jsonl",
+        tmp_path / "shards/KEY/00001/.tmp-3-chunk",
+    ]
+    kept = [tmp_path / "data.jsonl", tmp_path / "shards/KEY/00001/chunk-1.jsonl"]
+    for path in left + kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    with output_lock(str(tmp_path)):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)

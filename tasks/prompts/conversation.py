@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 
 from tasks.config import DatasetConfig, PromptConfig
+from tasks.prompts.template import render
 from tasks.records import Json, Record, RecordError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -90,11 +89,6 @@ def text_turns(conversation: Conversation) -> list[Message]:
     return [{**m, "content": text_of(m.get("content") or "")} for m in conversation.messages]
 
 
-def check_template(source: str) -> None:
-    """Raise jinja2.TemplateError where the template cannot be compiled."""
-    _compile(source)
-
-
 def _messages(record: Record, name: str) -> list[Message]:
     messages = record.fields[name]
     if not isinstance(messages, list):
@@ -149,21 +143,16 @@ def _apply_template(record: Record, messages: list[Message], template: str | Non
     last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
     own = text_of(messages[last_user]["content"]) if last_user is not None else ""
     try:
-        text = _compile(template).render({**record.fields, "prompt": own})
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise RecordError("template_error", f"{record.where}: prompt.template: {error}") from error
+        text = render(template, {**record.fields, "prompt": own})
+    except Exception as error:  # a template may raise anything
+        words = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        raise RecordError("template_error", f"{record.where}: prompt.template: {words}") from error
     if last_user is None:
         return [*messages, {"role": "user", "content": text}]
     content = messages[last_user]["content"]
     media = [] if isinstance(content, str) else [part for part in content if part["type"] != "text"]
     new: Any = [*media, {"type": "text", "text": text}] if media else text
     return [*messages[:last_user], {**messages[last_user], "content": new}, *messages[last_user + 1 :]]
-
-
-@lru_cache(maxsize=8)
-def _compile(source: str) -> Any:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(source)
 
 
 def _require_content(record: Record, messages: list[Message]) -> None:
