@@ -22,7 +22,7 @@ from tasks.prompts.conversation import Conversation, Message
 from tasks.prompts.media import Content, MediaReader, describe
 from tasks.prompts.media_cache import ImageCache, image_bytes
 from tasks.prompts.placement import MediaItem, place_media
-from tasks.prompts.video import ensure_video_reader
+from tasks.prompts.video import FACTOR, ensure_video_reader
 from tasks.records import Json, RecordError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class VisionFormat:
         if self._config.fps is not None and "nframes" not in options:
             options.setdefault("fps", self._config.fps)
         with _as_file(content) as path:
-            return self._prepare_video(str(path), options, describe(item.source), where)
+            return self._prepare_video(str(path), options | {FACTOR: self._grid.factor}, describe(item.source), where)
 
     def _frame(self, source: Any, where: str) -> Image.Image:
         return self._reader.image(self._reader.find(source, "image", where), describe(source), where)
