@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Pillow's own line for a decompression bomb: 89 megapixels, 268 MB decoded.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+# A side of one pixel: a tracking dot or what a failed download left. It would be scaled up to a plain area.
+MIN_SIDE = 2
 MAX_BYTES: dict[Kind, int] = {"image": 256 << 20, "video": 2 << 30}
 HTTP_TIMEOUT = 30.0  # seconds without a byte
 HTTP_TRIES = 3
@@ -66,13 +68,13 @@ class MediaReader:
         if not isinstance(source, str) or not source:
             raise RecordError("malformed_record", f"{where}: {kind} must be a path, URL or bytes, got {_short(source)}")
         if source.startswith("data:"):
-            return _from_base64(source.partition(",")[2], kind, where)
+            return _from_data_uri(source, kind, where)
         if is_remote(source):
             return self._remote(source, kind, where)
         return self._local(source, kind, where)
 
     def image(self, content: Content, name: str, where: str) -> Image.Image:
-        """The decoded image, in its own mode. Raises RecordError: image_broken, image_too_large."""
+        """The decoded image, in its own mode. Raises RecordError: image_broken, image_too_large, image_too_small."""
         from PIL import Image, UnidentifiedImageError
 
         file = content if isinstance(content, Path) else io.BytesIO(content)
@@ -80,6 +82,8 @@ class MediaReader:
             with Image.open(file, formats=self._formats) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise _too_large(name, where, image.width * image.height)
+                if min(image.size) < MIN_SIDE:
+                    raise _too_small(name, where, image.size)
                 image.load()
                 return image.copy()
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -147,9 +151,17 @@ def _local(path: str) -> Path:
     return Path(path).expanduser() if path.startswith("~") else Path(path)
 
 
+def _from_data_uri(uri: str, kind: Kind, where: str) -> bytes:
+    header, _, data = uri.partition(",")
+    if header.lower().endswith(";base64"):
+        return _from_base64(urllib.parse.unquote(data), kind, where)
+    return urllib.parse.unquote_to_bytes(data)
+
+
 def _from_base64(text: str, kind: Kind, where: str) -> bytes:
+    """Lines of base64, as MIME has them, are one."""
     try:
-        return base64.b64decode(urllib.parse.unquote(text), validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RecordError(f"{kind}_broken", f"{where}: {kind} given as base64 is no base64: {error}") from error
 
@@ -194,6 +206,11 @@ def _too_large(name: str, where: str, pixels: int) -> RecordError:
         f"{where}: image {name} has {pixels / 1e6:.0f} megapixels, more than {MAX_PIXELS / 1e6:.0f}: scale it down"
     )
     return RecordError("image_too_large", message)
+
+
+def _too_small(name: str, where: str, size: tuple[int, int]) -> RecordError:
+    message = f"{where}: image {name} has {size[0]} x {size[1]} pixels: there is nothing to see"
+    return RecordError("image_too_small", message)
 
 
 def _not_found(source: str, kind: Kind, where: str, why: str) -> RecordError:

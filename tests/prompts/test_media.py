@@ -10,6 +10,7 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import pytest
@@ -51,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (3000, 10)).save(data / "strip.png")
     Image.new("RGB", (8000, 35)).save(data / "ribbon.png")
     Image.new("RGB", (1, 1)).save(data / "dot.png")
+    Image.new("RGB", (8, 8)).save(data / "icon.png")
     (data / "broken.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(1000))
     return data
 
@@ -95,6 +97,7 @@ BAD_IMAGES = {
     "bomb.png": "image_too_large",
     "poster.png": "image_too_large",
     "strip.png": "image_too_small",
+    "dot.png": "image_too_small",
     "link.png": "media_outside_dataset",
     "../secret.png": "media_outside_dataset",
     "/etc/passwd": "media_outside_dataset",
@@ -141,7 +144,11 @@ def test_bad_video_is_an_error_of_its_record(name: str, vision: VisionFormat) ->
 
 @pytest.mark.parametrize(
     ("frames", "kind"),
-    [(["good.png", "missing.png"], "image_not_found"), (["good.png", "dot.png"], "video_broken"), ([], "video_broken")],
+    [
+        (["good.png", "missing.png"], "image_not_found"),
+        (["good.png", "icon.png"], "video_broken"),
+        ([], "video_broken"),
+    ],
 )
 def test_bad_frames(frames: list[str], kind: str, vision: VisionFormat) -> None:
     assert refusal(vision, videos=[frames]).kind == kind
@@ -152,6 +159,8 @@ def good_sources(folder: Path) -> Iterator[Any]:
     yield from ("good.png", "./good.png", str(folder / "good.png"), f"file://{folder}/good.png", "name with space.png")
     yield f"file://{folder}/name%20with%20space.png"
     yield f"data:image/png;base64,{encoded}"
+    yield f"data:image/png;base64,{base64.encodebytes(COFFEE_BYTES).decode()}"
+    yield f"data:image/png,{quote(COFFEE_BYTES)}"
     yield {"bytes": COFFEE_BYTES, "path": None}
     yield {"bytes": COFFEE_BYTES, "path": "elsewhere.png"}
     yield {"bytes": encoded}
@@ -165,7 +174,7 @@ def test_every_way_to_name_an_image(folder: Path, vision: VisionFormat) -> None:
 
 
 def test_tiny_image_is_scaled_up(vision: VisionFormat) -> None:
-    assert render(vision, images=["dot.png"]).multi_modal_data["image"][0].size == (56, 56)
+    assert render(vision, images=["icon.png"]).multi_modal_data["image"][0].size == (56, 56)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
