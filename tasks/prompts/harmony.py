@@ -22,6 +22,7 @@ DATE_FIELD = "conversation_start_date"
 TOOLS_FIELD = "tools"
 INSTRUCTIONS = ("system", "developer")
 FUNCTIONS = "functions."
+HEADER_STARTS, MESSAGE = ("<|channel|>", " to="), "<|message|>"
 
 
 class HarmonyFormat:
@@ -68,7 +69,9 @@ class HarmonyFormat:
                 parser.process_eos()
             return _fields(parser.messages, completion.finish_reason)
         except (harmony.HarmonyError, ValueError):
-            return Parsed(self._encoding.decode(completion.token_ids), None, "malformed")
+            text = self._encoding.decode(completion.token_ids)
+            in_first_header = cut and text.startswith(HEADER_STARTS) and MESSAGE not in text
+            return Parsed(text, None, "length" if in_first_header else "malformed")
 
     def _messages(self, conversation: Conversation) -> list[harmony.Message]:
         import openai_harmony as harmony

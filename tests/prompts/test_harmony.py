@@ -252,6 +252,7 @@ COMPLETIONS: dict[str, tuple[str, str, Parsed]] = {
     "cut in the answer": (f"{ANALYSIS}<|channel|>final<|message|>ye", "length", Parsed("ye", "think", "length")),
     "cut in the reasoning": ("<|channel|>analysis<|message|>thi", "length", Parsed("", "thi", "length")),
     "cut in a header": (f"{ANALYSIS}<|channel|>fin", "length", Parsed("", "think", "length")),
+    "cut in the first header": ("<|channel|>ana", "length", Parsed("<|channel|>ana", None, "length")),
     "no header": ("just words", "length", Parsed("just words", None, "malformed")),
     "words after the answer": (
         "<|channel|>final<|message|>yes<|end|>more",
