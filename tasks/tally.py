@@ -19,7 +19,10 @@ from tasks.config import ValidationConfig
 from tasks.records import FileManifest, Json, ShardManifest, Tally
 from tasks.storage import Storage
 
-_VERSION = 1
+EVERY_K = 32
+"""Samples a record up to which pass@k is given for every k."""
+
+_VERSION = 2
 _GRADING_FIELDS = {"answer_format", "answer_pattern", "answer_schema", "label_match"}
 
 
@@ -58,6 +61,18 @@ def grade_record(tally: Tally, rows: list[Json], validation: ValidationConfig) -
         tally.majority_correct += bool(answer_matches(majority(texts, validation), label, validation))
 
 
+def metrics(tally: Tally) -> dict[str, float]:
+    """Shares of what is right: `accuracy` of the graded samples; of the records with a label `pass@1` … `pass@n`, and
+    `majority_accuracy` where they have several samples. Empty where nothing is graded."""
+    if not tally.graded or not tally.records_graded:
+        return {}
+    shares = {"accuracy": tally.correct / tally.graded}
+    shares |= {f"pass@{k}": total / tally.records_graded for k, total in sorted(tally.pass_at.items())}
+    if len(tally.pass_at) > 1:
+        shares["majority_accuracy"] = tally.majority_correct / tally.records_graded
+    return shares
+
+
 def tally_file(storage: Storage, folder: str, manifest: ShardManifest, validation: ValidationConfig) -> Tally:
     """Count and grade a finished shard's files again, in constant memory."""
     with (
@@ -94,7 +109,9 @@ def _add_grades(tally: Tally, grades: list[bool], n: int) -> None:
 
 
 def _ks(n: int) -> list[int]:
-    """1, 2, 4, 8 … and n itself."""
+    """1 to n; of a large n 1, 2, 4, 8 … and n itself."""
+    if n <= EVERY_K:
+        return list(range(1, n + 1))
     powers = [1 << power for power in range(n.bit_length())]
     return powers if powers[-1] == n else [*powers, n]
 

@@ -103,6 +103,10 @@ def _figures(manifest: Json, tally: Tally, shards: Sequence[ShardManifest]) -> I
     yield "Duration", duration(manifest["this_run"]["seconds"]), "this run, from start to report"
     if tally.graded:
         yield "Accuracy", _percent(tally.correct, tally.graded), f"{_count(tally.graded)} graded samples"
+    if len(tally.pass_at) > 1:
+        records = tally.records_graded
+        yield f"Pass@{n}", _percent(tally.pass_at[n], records), f"{_count(records)} records with a label"
+        yield "Majority vote", _percent(tally.majority_correct, records), f"of {n} samples"
 
 
 def duration(seconds: float) -> str:

@@ -47,7 +47,7 @@ def test_grades_pass_at_k_and_majority() -> None:
     ]
     tally = tally_rows(rows, [], NUMBER)
     assert (tally.graded, tally.correct, tally.records_graded, tally.majority_correct) == (8, 3, 2, 1)
-    assert tally.pass_at == pytest.approx({1: 0.5 + 0.25, 2: (1 - 1 / 6) + 0.5, 4: 2.0})
+    assert tally.pass_at == pytest.approx({1: 0.5 + 0.25, 2: (1 - 1 / 6) + 0.5, 3: 1 + 0.75, 4: 2.0})
 
 
 def test_a_graded_records_errors_are_wrong_in_pass_at_k() -> None:

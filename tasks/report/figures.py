@@ -229,7 +229,8 @@ def _pass_at(tally: Tally) -> Plot | None:
         line={"dash": "dot"},
         hovertemplate="majority of all samples: %{y:.1%}<extra></extra>",
     )
-    xaxis = {"title": {"text": "k"}, "type": "log", "tickvals": ks, "ticktext": [str(k) for k in ks]}
+    ticks = [k for k in ks if k & (k - 1) == 0 or k == ks[-1]]  # powers of two, and n
+    xaxis = {"title": {"text": "k"}, "type": "log", "tickvals": ticks, "ticktext": [str(k) for k in ticks]}
     figure = _figure([line, vote], xaxis=xaxis, yaxis={"tickformat": ".0%", "range": [0, 1.04], "dtick": 0.25})
     return Plot("pass", "pass@k", f"Over {tally.records_graded:,} records with a label, unbiased estimate", figure)
 
