@@ -67,6 +67,7 @@ from tasks.key import results_key
 from tasks.merge_shards import merge_shards
 from tasks.output_lock import output_lock
 from tasks.progress import RunProgress
+from tasks.prompts import require_fitting
 from tasks.records import DatasetManifest, Json, ModelManifest, Shard, ShardManifest
 from tasks.run_log import log, log_folder
 from tasks.run_manifest import run_manifest, write_run_manifest
@@ -124,6 +125,8 @@ def _run(config: GenerateConfig, storage: Storage) -> Json:
     started_at = time.time()
     gpus = _gpus(config)  # too few GPUs show before anything is downloaded
     model = download_model(config.model, config.engine)
+    if config.engine.kind == "vllm":
+        require_fitting(model.path, config.prompt, config.sampling)
     dataset = _split(config, storage)
     store = ShardStore(storage, results_key(config, model.identity))
     figures = GpuFigures(gpus.groups)

