@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from tasks.answers import extract_answer
 from tasks.config import GenerateConfig
 from tasks.engines.base import Ask, Engine, EngineDeadError, Generated, Prepared
+from tasks.engines.media_room import MediaRoom
 from tasks.engines.shard_work import Owed, ShardWork
 from tasks.prompts.conversation import Conversation, read_conversation
 from tasks.records import BadRecord, ErrorRow, Json, RecordError, Sample, Shard, ShardManifest
@@ -29,8 +30,6 @@ KNOWN_LENGTHS_BATCH = 1024
 """Records read at once where each tells its own max_tokens: the longest go first, so that none is left for the end."""
 PREPARE_AHEAD = 32
 """Records prepared and not yet in flight."""
-MEDIA_BYTES = 2 << 30
-"""Bytes of images and frames in flight above which no further record is prepared."""
 WRITE_TRIES = 3
 """Times that a chunk or a shard is tried to be written before the shard fails; its rows are kept meanwhile."""
 WRITE_DELAY = 2.0
@@ -71,7 +70,7 @@ class Feeder:
         self._finishing: set[ShardWork] = set()
         self._in_flight = 0
         self._records_in_flight: set[int] = set()
-        self._media_bytes = 0
+        self._media = MediaRoom()
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dead: asyncio.Future[None] | None = None
@@ -150,10 +149,15 @@ class Feeder:
         return longest_first(work.next_owed(KNOWN_LENGTHS_BATCH), name) if name else work.next_owed(READ_BATCH)
 
     async def _queue(self, work: ShardWork, owed: Owed) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._media_bytes < MEDIA_BYTES)
+        taken = await self._media.take()
+
+        def prepared(future: asyncio.Future[_Ready]) -> None:
+            # One that waits when the engine dies is nobody's any more: its error is looked at here.
+            failed = future.cancelled() or future.exception() is not None
+            self._media.settle(taken, 0 if failed else future.result().prepared.media_bytes)
+
         future = asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, work, owed)
-        future.add_done_callback(_look_at)  # one that waits when the engine dies is nobody's any more
+        future.add_done_callback(prepared)
         await self._ready.put((work, owed, future))
 
     def _prepare(self, work: ShardWork, owed: Owed) -> _Ready:
@@ -181,9 +185,9 @@ class Feeder:
                 continue
             await self._wait_for_room(len(owed.sample_ids))
             if work.failed:
+                self._media.give_back(ready.prepared.media_bytes)
                 continue
             index = owed.record.original_index
-            self._media_bytes += ready.prepared.media_bytes
             self._in_flight += len(owed.sample_ids)
             self._records_in_flight.add(index)
             self._emit({"event": "begin", "record": index})
@@ -218,7 +222,7 @@ class Feeder:
         async with self._changed:
             self._in_flight -= len(owed.sample_ids)
             self._records_in_flight.discard(index)
-            self._media_bytes -= ready.prepared.media_bytes
+            self._media.give_back(ready.prepared.media_bytes)
             self._clear([index])
             self._changed.notify_all()
         await self._store_rows(work, rows)
@@ -343,11 +347,6 @@ class Feeder:
             extra={**parsed.extra, **keep},
         )
         return Row(record.digest, sample.row(), generated.cached_tokens)
-
-
-def _look_at(future: asyncio.Future[_Ready]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _internal(owed: Owed, error: Exception) -> RecordError:
