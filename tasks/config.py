@@ -208,7 +208,7 @@ class YarnConfig(Section):
 _SERVERS_OWN = (
     *("pool", "replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_batched_tokens"),
     *("gpu_memory_utilization", "dtype", "quantization", "enforce_eager", "enable_prefix_caching", "yarn"),
-    "limit_mm_per_prompt",
+    *("limit_mm_per_prompt", "pool", "ray_address", "ray_resources", "gpu_limit"),
 )
 
 
@@ -296,7 +296,7 @@ class EngineConfig(Section):
         fields = type(self).model_fields
         for name in _SERVERS_OWN:
             if getattr(self, name) != fields[name].get_default(call_default_factory=True):
-                raise ValueError(f"{name} is the server's own setting with kind 'openai': leave it out")
+                raise ValueError(f"{name} does not go with kind 'openai', whose servers run elsewhere: leave it out")
         return self
 
     @field_validator("extra")
