@@ -52,12 +52,20 @@ def _lines(shard: Shard) -> Iterator[Line]:
         except FileNotFoundError as error:
             raise InputChanged.of(part.path) from error
         except OSError as error:
-            # What s3fs raises for an object that was replaced while it is read.
-            if error.errno != errno.EBUSY:
+            if not _was_replaced(error):
                 raise
             raise InputChanged.of(part.path) from error
     if digest.hexdigest() != shard.sha256:
         raise _changed(shard)
+
+
+def _was_replaced(error: OSError) -> bool:
+    """Whether it is what s3fs raises for an object that was replaced while it is read; a busy store has its number."""
+    if error.errno != errno.EBUSY:
+        return False
+    from tasks.s3_patience import is_transient
+
+    return error.__cause__ is None or not is_transient(error.__cause__)
 
 
 def _changed(shard: Shard) -> InputChanged:

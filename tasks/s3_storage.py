@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterator
 from typing import IO, cast
 
+from tasks.s3_patience import is_transient
 from tasks.s3_upload import SMALLEST_COPY, S3Upload
 from tasks.storage import COPY_BYTES, filesystem
 
@@ -102,6 +103,8 @@ class S3Storage:
         except PermissionError as error:
             raise PermissionError(f"{where}: access denied ({_first_line(error)})") from error
         except OSError as error:
+            if error.__cause__ is not None and is_transient(error.__cause__):
+                raise ConnectionError(f"{where}: S3 fails ({_first_line(error)})") from error
             raise OSError(error.errno or errno.EIO, f"{where}: {_first_line(error)}") from error
 
 

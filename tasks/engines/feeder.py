@@ -31,7 +31,8 @@ KNOWN_LENGTHS_BATCH = 1024
 PREPARE_AHEAD = 32
 """Records prepared and not yet in flight."""
 WRITE_TRIES = 3
-"""Times that a chunk or a shard is tried to be written before the shard fails; its rows are kept meanwhile."""
+"""Times that a chunk or a shard is tried to be written before the shard fails; its rows are kept meanwhile. A store
+that does not answer (ConnectionError) is waited for without end: what was made is paid for, and it will be back."""
 WRITE_DELAY = 2.0
 
 Emit = Callable[[Json], None]
@@ -268,10 +269,12 @@ class Feeder:
             return
         self._open.discard(work)
         self._finishing.add(work)
-        for left in reversed(range(WRITE_TRIES)):
+        left = WRITE_TRIES
+        while True:
             try:
                 manifest = await asyncio.to_thread(work.finish)
             except Exception as error:
+                left -= not isinstance(error, ConnectionError)
                 if not left:
                     self._fail(work, error)
                     return
@@ -299,7 +302,7 @@ class Feeder:
         try:
             await asyncio.to_thread(work.checkpoint)
         except Exception as error:
-            work.write_failures += 1
+            work.write_failures += not isinstance(error, ConnectionError)
             if work.write_failures >= WRITE_TRIES:
                 self._fail(work, error)
             else:

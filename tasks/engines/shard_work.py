@@ -88,15 +88,12 @@ class ShardWork:
     def checkpoint(self) -> None:
         """Write what is made as a chunk."""
         with self._write:
-            rows, self._pending = self._pending, []
+            rows = list(self._pending)
             since, self.last_checkpoint = self.last_checkpoint, time.monotonic()
             if not rows:
                 return
-            try:
-                self._store.write_chunk(self.shard, rows)
-            except BaseException:
-                self._pending = rows + self._pending
-                raise
+            self._store.write_chunk(self.shard, rows)
+            del self._pending[: len(rows)]  # only now: what could not be written is written later
             self._note_span(rows, self.last_checkpoint - since)
 
     def finish(self) -> ShardManifest:
