@@ -1,6 +1,6 @@
 """What a Prefect server needs to know of us: the work pool, the automation for dead runs, and the deployments.
 
-    PREFECT_API_URL=http://127.0.0.1:4200/api .venv/bin/python infra/prefect_setup.py
+    PREFECT_API_URL=http://127.0.0.1:4200/api .venv/bin/python infra/prefect_setup.py [deployments/prefect.yaml]
 
 Run it from the repository's root on the machine with the GPUs, again after each change of deployments/.
 """
@@ -11,7 +11,6 @@ import asyncio
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -27,7 +26,7 @@ RUNS_AT_ONCE = 1
 """Runs of the pool at a time: each takes all GPUs of its machine."""
 SILENCE = timedelta(seconds=90)
 """Three heartbeats: a run that is silent for so long is dead."""
-DEPLOYMENTS = Path("deployments/prefect.yaml")
+DEPLOYMENTS = "deployments/prefect.yaml"
 
 
 async def set_up(client: PrefectClient) -> None:
@@ -46,7 +45,7 @@ async def set_up(client: PrefectClient) -> None:
         await client.create_automation(automation)
 
 
-def dead_runs() -> AutomationCore:
+def dead_runs(silence: timedelta = SILENCE) -> AutomationCore:
     """A run that is killed with its machine says nothing any more. Without this it would stay Running for ever."""
     ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
     return AutomationCore(
@@ -59,23 +58,23 @@ def dead_runs() -> AutomationCore:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=SILENCE,
+            within=silence,
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message=f"No heartbeat for {SILENCE.seconds} s: the run's process is gone. What is finished is kept.",
+                message=f"No heartbeat for {silence.seconds} s: the run's process is gone. What is finished is kept.",
             )
         ],
     )
 
 
-async def main() -> None:
+async def main(deployments: str) -> None:
     async with get_client() as client:
         await set_up(client)
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    subprocess.run([*prefect, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)], check=True)
+    subprocess.run([*prefect, "deploy", "--all", "--prefect-file", deployments], check=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(*sys.argv[1:] or [DEPLOYMENTS]))

@@ -27,7 +27,7 @@ from types import FrameType
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from infra.prefect_setup import POOL  # noqa: E402
+from infra.prefect_setup import DEPLOYMENTS, POOL  # noqa: E402
 from tasks.engines.lifeline import Keeper, end_group  # noqa: E402
 
 PATIENCE_SECONDS = 180
@@ -98,12 +98,12 @@ def worker(api: str, folder: Path, environment: Mapping[str, str] | None = None)
         yield process
 
 
-def set_up(api: str, folder: Path) -> None:
+def set_up(api: str, folder: Path, deployments: str = DEPLOYMENTS) -> None:
     """Pool, automation and deployments."""
-    settings = {**os.environ, **_client_settings(api, folder)}
+    settings = _inherited() | _client_settings(api, folder)
     log = folder / "set-up.log"
     with log.open("wb") as file:
-        command = [sys.executable, "infra/prefect_setup.py"]
+        command = [sys.executable, "infra/prefect_setup.py", deployments]
         done = subprocess.run(command, env=settings, cwd=ROOT, stdout=file, stderr=file, check=False)
     if done.returncode:
         raise SystemExit(f"the set-up failed:\n{log.read_text()[-3000:]}")
@@ -112,6 +112,11 @@ def set_up(api: str, folder: Path) -> None:
 def _client_settings(api: str, folder: Path) -> dict[str, str]:
     home = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": api}
     return _settings("prefect-worker.env") | home | {"PYTHONPATH": str(ROOT)}
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without Prefect's settings: those come from the env files, whatever this shell talks to."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 
 
 def _settings(name: str) -> dict[str, str]:
@@ -135,7 +140,7 @@ def _process(
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **(environment or {})},
+            env=_inherited() | dict(environment or {}),
             cwd=ROOT if user is None else log.parent,
             stdin=subprocess.DEVNULL,
             stdout=file,

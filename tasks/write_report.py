@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from prefect.context import TaskRunContext
 from tasks.config import GenerateConfig
 from tasks.records import DatasetManifest, Json, ShardManifest, Tally
 from tasks.report.embed import json_for_html
-from tasks.report.figures import plots, working_clock
+from tasks.report.figures import plots
+from tasks.report.headline import headline
 from tasks.report.samples import choose
+from tasks.report.summary import summary
 from tasks.report.thumbnails import thumbnails
 from tasks.retries import retried
 from tasks.storage import Storage, open_storage, write
@@ -49,7 +51,8 @@ def write_report(output_path: str, manifest: Json, dataset: DatasetManifest, sha
     """`report`, with the run's figures as an artifact in Prefect's UI. Returns where the report is."""
     where = report(open_storage(output_path), manifest, dataset, shards)
     if TaskRunContext.get() is not None:
-        create_markdown_artifact(_markdown(manifest, shards, where), key="report", description="The run's figures")
+        text = summary(open_storage(output_path), manifest, shards)
+        create_markdown_artifact(text, key="report", description="What was made: figures, plots, samples, files")
     return where
 
 
@@ -79,57 +82,13 @@ def page(storage: Storage, manifest: Json, dataset: DatasetManifest, shards: Seq
         plotly=Markup(plotly),  # noqa: S704
         manifest=manifest,
         started=datetime.fromtimestamp(manifest["this_run"]["started_at"], UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        figures=list(_figures(manifest, tally, shards)),
+        figures=list(headline(manifest, tally, shards)),
         plots=drawn,
         settings=_settings(config),
         data=Markup(json_for_html(data)),  # noqa: S704
         shown=len(samples),
         total=tally.samples + tally.errors,
     )
-
-
-def _figures(manifest: Json, tally: Tally, shards: Sequence[ShardManifest]) -> Iterator[tuple[str, str, str]]:
-    """The head's figures: name, value, and what it is of."""
-    n = manifest["config"]["sampling"]["n"]
-    spans = [span for shard in shards for span in shard.timeline]
-    working = working_clock(spans).seconds if spans else 0.0
-    records = manifest["dataset"]["records"]
-    yield "Samples", _count(tally.samples), f"{_count(records)} records × {n}"
-    yield "Errors", _count(tally.errors), _percent(tally.errors, tally.samples + tally.errors)
-    yield "Completion tokens", _count(tally.completion_tokens), f"{_count(tally.prompt_tokens)} prompt tokens"
-    if working:
-        rate = sum(span.completion_tokens for span in spans) / working
-        yield "Tokens a second", _count(rate), f"over {duration(working)} of generating"
-    yield "Duration", duration(manifest["this_run"]["seconds"]), "this run, from start to report"
-    if tally.graded:
-        yield "Accuracy", _percent(tally.correct, tally.graded), f"{_count(tally.graded)} graded samples"
-    if len(tally.pass_at) > 1:
-        records = tally.records_graded
-        yield f"Pass@{n}", _percent(tally.pass_at[n], records), f"{_count(records)} records with a label"
-        yield "Majority vote", _percent(tally.majority_correct, records), f"of {n} samples"
-
-
-def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 20 s`, `5 h 12 min`, `2 d 3 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
-    raise AssertionError(seconds)
-
-
-def _count(number: float) -> str:
-    """Up to six digits in full; 12.3 M and 4.56 G above, three digits of it."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.1f}"
-
-
-def _percent(count: float, of: float) -> str:
-    return f"{100 * count / of:.3g}%" if of else "–"
 
 
 def _last_part(path: str) -> str:
@@ -160,9 +119,3 @@ def _plotly() -> str:
 def _template() -> Template:
     loader = FileSystemLoader(_PARTS)
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html")
-
-
-def _markdown(manifest: Json, shards: Sequence[ShardManifest], where: str) -> str:
-    figures = _figures(manifest, Tally.model_validate(manifest["tally"]), shards)
-    rows = "\n".join(f"| {name} | {value} | {note} |" for name, value, note in figures)
-    return f"Report: `{where}`\n\n| | | |\n|---|---|---|\n{rows}\n"

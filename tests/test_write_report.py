@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from tasks.records import ErrorRow, Json
-from tasks.write_report import duration, page, report, write_report
+from tasks.report.headline import duration
+from tasks.write_report import page, report, write_report
 from tests.runs import Run, finished_run
 from tests.shards import sample_row
 

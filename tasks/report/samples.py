@@ -69,7 +69,7 @@ def choose(storage: Storage, folder: str, shards: Sequence[ShardManifest], valid
     windows = _windows(shards)
     records_a_window = -(-SPREAD_RECORDS // max(1, len(windows)))
     for file, start, end in windows:
-        rows = [_shown(row, validation) for row in _rows(storage, f"{folder}/{file.name}", start, end)]
+        rows = [_shown(row, validation) for row in read_rows(storage, f"{folder}/{file.name}", start, end)]
         spread += _spread(rows, records_a_window)
         for flag in _TELLING:
             by_flag[flag] += _evenly([row for row in rows if flag in row.flags], EACH_FLAG_A_WINDOW)
@@ -94,7 +94,7 @@ def _windows(shards: Sequence[ShardManifest]) -> list[tuple[FileManifest, int, i
     return windows
 
 
-def _rows(storage: Storage, name: str, start: int = 0, end: int | None = None) -> Iterator[Json]:
+def read_rows(storage: Storage, name: str, start: int = 0, end: int | None = None) -> Iterator[Json]:
     """The rows whose line starts in [start, end)."""
     with open_input(f"{storage.root}/{name}") as file:
         file.seek(max(0, start - 1))
@@ -160,7 +160,7 @@ def _add_rare(
         with_it = next((shard for shard in shards if count(shard.tally)), None)
         if with_it is None or by_flag[flag]:
             continue
-        rows = (_shown(row, validation) for row in _rows(storage, f"{folder}/{with_it.data.name}"))
+        rows = (_shown(row, validation) for row in read_rows(storage, f"{folder}/{with_it.data.name}"))
         by_flag[flag] += islice((row for row in rows if flag in row.flags), EACH_FLAG_A_WINDOW)
 
 
@@ -173,7 +173,7 @@ def _errors(storage: Storage, folder: str, shards: Sequence[ShardManifest]) -> l
 def _errors_of(storage: Storage, folder: str, shards: Sequence[ShardManifest], kind: str) -> Iterator[Shown]:
     with_it = _evenly([shard for shard in shards if kind in shard.tally.errors_by_kind], 8)
     for shard in with_it:
-        rows = (row for row in _rows(storage, f"{folder}/{shard.errors.name}") if row["error"] == kind)
+        rows = (row for row in read_rows(storage, f"{folder}/{shard.errors.name}") if row["error"] == kind)
         first = (next(group) for _, group in groupby(rows, key=lambda row: row["original_index"]))
         for row in islice(first, EACH_ERROR_KIND // len(with_it)):
             fields = {"error": kind, "message": _short(row["message"], OTHER_CHARACTERS)}
