@@ -87,7 +87,7 @@ def test_adjacent_ranges_hold_each_line_once(tmp_path: Path, width: int) -> None
     parts = [
         row
         for start in range(0, file.bytes, width)
-        for row in samples._rows(run.storage, f"{FOLDER}/{file.name}", start, min(start + width, file.bytes))
+        for row in samples.read_rows(run.storage, f"{FOLDER}/{file.name}", start, min(start + width, file.bytes))
     ]
     assert parts == [orjson.loads(line) for line in run.storage.read(f"{FOLDER}/{file.name}").splitlines()]
 

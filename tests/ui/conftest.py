@@ -156,7 +156,7 @@ def page(browser: Browser) -> Iterator[Page]:
     page.close()
 
 
-def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(look: Callable[[], Any], seconds: float = 300) -> Any:
     """What `look` gives, once it gives something."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
