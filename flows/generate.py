@@ -21,10 +21,14 @@ for _name, _value in {
 
 if __name__ == "__main__":
     from flows.command_line import parse
-    from flows.own_server import start_ahead
 
-    _CONFIG = parse(sys.argv[1:])  # before Prefect is imported: --help and wrong fields answer at once
-    start_ahead()
+    _CONFIG = parse(sys.argv[1:])  # before anything else is imported: --help and wrong fields answer at once
+
+    from flows import own_server
+    from tasks.engines import spare
+
+    own_server.start_ahead()
+    spare.start_ahead(_CONFIG)
 
 import contextlib
 import time
@@ -124,7 +128,7 @@ def generate(
 def _run(config: GenerateConfig, storage: Storage) -> Json:
     started_at = time.time()
     gpus = _gpus(config)  # too few GPUs show before anything is downloaded
-    model = download_model(config.model, config.engine)
+    model = told(download_model)(config.model, config.engine)
     if config.engine.kind == "vllm":
         require_fitting(model.path, config.prompt, config.sampling)
     dataset = _split(config, storage)
@@ -133,16 +137,16 @@ def _run(config: GenerateConfig, storage: Storage) -> Json:
     with _engine_pool(config, model, dataset, store, gpus) as pool:
         shards = _generate_shards(config, dataset, store, pool, figures, _gpu_count(config.engine, gpus))
         output = config.output
-        merged = merge_shards(output.path, store.folder, shards, output.format, output.compression)
+        merged = told(merge_shards)(output.path, store.folder, shards, output.format, output.compression)
         try:
-            result = validate_output(
+            result = told(validate_output)(
                 output.path, dataset, shards, merged, store.key, config.sampling.n, config.validation
             )
         except GateFailed as failed:
             result = failed.result  # the task is Failed; the run too, when all is written
         manifest = run_manifest(config, model, dataset, store.key, shards, merged, result, pool, figures, started_at)
     write_run_manifest(storage, manifest)
-    write_report(config.output.path, manifest, dataset, shards)
+    told(write_report)(config.output.path, manifest, dataset, shards)
     result.require()
     return manifest
 
@@ -152,7 +156,7 @@ def _split(config: GenerateConfig, storage: Storage) -> DatasetManifest:
     known = None
     with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, KeyError):
         known = int(orjson.loads(storage.read(PLAN))["shard_size"])
-    dataset = split_dataset(config.dataset, config.sampling.n, known, needed_columns(config))
+    dataset = told(split_dataset)(config.dataset, config.sampling.n, known, needed_columns(config))
     if dataset.shard_size != known:
         write(storage, PLAN, orjson.dumps({"shard_size": dataset.shard_size}))
     log.info("dataset: %d records in %d shards of %d", dataset.records, len(dataset.shards), dataset.shard_size)
@@ -229,7 +233,7 @@ def _generate_shards(
 
 def _submit(is_whole: bool, shard: Shard, job: Job) -> PrefectFuture[Json]:
     """Prefect's cache skips what is finished; it is not believed where the files are gone or damaged."""
-    chosen = generate_shard if is_whole else generate_shard.with_options(refresh_cache=True)
+    chosen = told(generate_shard if is_whole else generate_shard.with_options(refresh_cache=True))
     future: PrefectFuture[Json] = chosen.submit(shard, job)
     return future
 

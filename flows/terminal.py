@@ -11,6 +11,7 @@ from typing import Any
 from flows.command_line import wrong_fields
 from flows.own_server import serving
 from tasks.config import GenerateConfig
+from tasks.engines import spare
 from tasks.errors import RunError
 from tasks.outputs.formats import first_rows
 from tasks.progress import duration
@@ -46,6 +47,8 @@ def run_in_terminal(generate: Any, config: GenerateConfig) -> int:
     except Exception as error:
         _say(f"error: {_one_line(error)} (log: {log_path})")
         return EXIT_FAILED
+    finally:
+        spare.discard()
     with contextlib.suppress(OSError):  # nobody reads on, as behind `| head`
         print(summary(manifest, config.output.path), flush=True)
     return EXIT_OK

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.engines import lifeline
+from tasks.engines import lifeline, spare
 from tasks.engines.base import EngineSpec
 from tasks.engines.devices import cpu_binding
 from tasks.engines.gpu_locks import Gpus
@@ -41,9 +41,9 @@ class LocalLauncher:
             self._keeper = lifeline.Keeper()
         spec = self._spec.model_copy(update={"number": slot, "overrides": overrides})
         log_path = self._logs / f"engine-{slot}.log"
-        worker = WorkerProcess(
-            spec, self._worker, self._environment(slot), log_path, self._keeper, self._gpus.locks(slot)
-        )
+        environment, locks = self._environment(slot), self._gpus.locks(slot)
+        waiting = None if locks else spare.take(self._worker, environment)
+        worker = WorkerProcess(spec, self._worker, environment, log_path, self._keeper, locks, waiting)
         worker.start(tell)
         return worker
 

@@ -25,6 +25,7 @@ from tasks.engines.base import Ask, Engine, EngineSpec
 from tasks.engines.feeder import Feeder
 from tasks.engines.root_cause import log_position, root_cause
 from tasks.engines.vllm_args import cpu_environment
+from tasks.engines.worker_process import AHEAD
 from tasks.prompts.conversation import Conversation
 from tasks.records import Json, RecordError, Shard
 from tasks.shard_store import ShardStore
@@ -42,6 +43,8 @@ def main(start: StartEngine | None = None) -> None:
     os.environ[lifeline.ENGINE_PID] = str(os.getpid())
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    if AHEAD in sys.argv:
+        import tasks.engines.vllm_engine  # noqa: F401
     spec = EngineSpec.model_validate_json(sys.stdin.buffer.readline())
     os.environ.update(cpu_environment(spec.config.engine))
     asyncio.run(Worker(spec, events).run(start or start_engine))

@@ -17,6 +17,8 @@ from tasks.engines.base import EngineSpec
 from tasks.records import Json
 
 WORKER = (sys.executable, "-m", "tasks.engines.worker")
+AHEAD = "--ahead"
+"""An argument of the worker: import vLLM before the spec comes."""
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -44,11 +46,15 @@ class WorkerProcess:
         log_path: Path,
         keeper: lifeline.Keeper,
         held: Sequence[int] = (),
+        spare: subprocess.Popen[bytes] | None = None,
     ) -> None:
-        """`held` are descriptors of locks that the worker keeps open: they are free when it is gone, not before."""
+        """`held` are descriptors of locks that the worker keeps open: they are free when it is gone, not before.
+
+        `spare` is a worker process that has been started, by this command, and waits for its spec.
+        """
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = spare or subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

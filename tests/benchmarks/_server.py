@@ -1,0 +1,114 @@
+"""A vLLM server on loopback for sides that talk to an endpoint, and what it made for each of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.harness import Figures
+from tests.benchmarks.workloads import Workload
+
+START_SECONDS = 600
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Server:
+    """`url` has no `/v1`."""
+
+    url: str
+
+    @contextmanager
+    def watched(self) -> Iterator[Figures]:
+        """Fills in `tokens` made in the block, `seconds` from the first to the last, and `command`: of the block."""
+        taken: Figures = {}
+        ended, seen = threading.Event(), [(time.perf_counter(), self.tokens())]
+
+        def look() -> None:
+            while not ended.wait(LOOK_SECONDS):
+                with suppress(OSError):
+                    seen.append((time.perf_counter(), self.tokens()))
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield taken
+        finally:
+            ended.set()
+            thread.join()
+        seen.append((time.perf_counter(), self.tokens()))
+        first, last = seen[0][1], seen[-1][1]
+        began = max(at for at, tokens in seen if tokens == first)
+        done = min(at for at, tokens in seen if tokens == last)
+        if last == first:
+            raise RuntimeError("it asked the server for nothing")
+        taken |= {"tokens": last - first, "seconds": done - began, "command": seen[-1][0] - seen[0][0]}
+
+    def tokens(self) -> int:
+        """Generated since the server's start."""
+        text = _get(f"{self.url}/metrics")
+        return int(sum(float(n) for n in re.findall(r"^vllm:generation_tokens_total\S* (\S+)$", text, re.MULTILINE)))
+
+
+@contextmanager
+def running_server(model: str, workload: Workload, log: Path) -> Iterator[Server]:
+    """vLLM's own server for the workload, warm: it has answered once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = {"--model": model, "--host": "127.0.0.1", "--port": port}
+    flags |= {f"--{name.replace('_', '-')}": value for name, value in workload.engine.items()}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
+    command += [str(word) for flag in flags.items() for word in flag]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        try:
+            server = Server(f"http://127.0.0.1:{port}")
+            _wait(server, process, log)
+            _warm(server, model)
+            yield server
+        finally:
+            _end(process)
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the vLLM server ended:\n{log.read_text()[-2000:]}")
+        with suppress(OSError):
+            _get(f"{server.url}/health")
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"the vLLM server was not ready after {START_SECONDS} s")
+
+
+def _warm(server: Server, model: str) -> None:
+    body = f'{{"model": "{model}", "prompt": "Hello", "max_tokens": 16, "n": 8}}'.encode()
+    headers = {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/v1/completions", body, headers)).read()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return str(answer.read().decode())
