@@ -43,7 +43,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.gpu_limit import gpu_limit
 from flows.naming import model_name, run_name
-from flows.watching import known_by, watching
+from flows.watching import known_by, told, watching
 from tasks.access import require_access
 from tasks.config import (
     DatasetConfig,
