@@ -17,7 +17,7 @@ from tasks.outputs.source import ShardFiles
 from tasks.records import FileManifest
 
 BATCH_BYTES = 4 << 20
-ROW_GROUP_BYTES = 64 << 20
+ROW_GROUP_BYTES = 32 << 20
 MOST_GROUP_ROWS = 1 << 20
 
 
