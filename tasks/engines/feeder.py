@@ -28,6 +28,8 @@ from tasks.shard_store import Row, ShardStore
 READ_BATCH = 32
 KNOWN_LENGTHS_BATCH = 1024
 """Records read at once where each tells its own max_tokens: the longest go first, so that none is left for the end."""
+LONGEST_SHARE = 0.1
+"""Of these records, how many go first. All in order of length would fill the KV cache with long ones alone."""
 PREPARE_AHEAD = 32
 """Records prepared and not yet in flight."""
 WRITE_TRIES = 3
@@ -365,13 +367,15 @@ def record_seed(seed: int | None, original_index: int) -> int | None:
 
 
 def longest_first(batch: list[Owed], max_tokens_field: str) -> list[Owed]:
-    """The records that may generate most, first; those that do not say so keep their order, last."""
+    """The tenth of the records that may generate most, longest first, then the others in their order."""
 
     def most(owed: Owed) -> int:
         value = getattr(owed.record, "fields", {}).get(max_tokens_field)
         return value if isinstance(value, int) else 0
 
-    return sorted(batch, key=most, reverse=True)
+    longest = sorted(batch, key=most, reverse=True)[: math.ceil(LONGEST_SHARE * len(batch))]
+    first = {owed.record.original_index for owed in longest}
+    return longest + [owed for owed in batch if owed.record.original_index not in first]
 
 
 def _own_max_tokens(fields: Json, name: str | None, where: str) -> int | None:

@@ -29,6 +29,8 @@ from tests.benchmarks.harness import ROOT, Figures, Result
 FREE_MB = 2000
 """A GPU with less in use than this is taken for free."""
 CO_TENANT_GB = 20
+IN_WAVES = {"enforce_eager": True, "max_num_seqs": 64}
+"""So that some samples are finished while others are under way."""
 
 
 @dataclass
@@ -144,7 +146,7 @@ def family(model: str, **sections: Any) -> Callable[[Bench], Figures]:
 
 def kill_9(bench: Bench) -> Figures:
     """kill -9 of the flow while it generates: the memory is free within seconds, and the same command goes on."""
-    config, out = bench.config("qwen3-8b", "kill", engine={"enforce_eager": True}, sampling={"max_tokens": 1024})
+    config, out = bench.config("qwen3-8b", "kill", engine=IN_WAVES, sampling={"max_tokens": 1024})
     process = bench.start(config)
     _wait(lambda: any(out.glob("shards/*/*/chunk-*")) or any(out.glob("shards/*/*.manifest.json")), 300)
     held = bench.used_mb()
@@ -160,7 +162,7 @@ def kill_9(bench: Bench) -> Figures:
 
 def stopped_core(bench: Bench) -> Figures:
     """SIGSTOP of the engine core: the watchdog ends it, and the run completes."""
-    engine = {"enforce_eager": True, "stall_timeout": 15}
+    engine = {**IN_WAVES, "stall_timeout": 15}
     config, out = bench.config("qwen3-8b", "stop", engine=engine, sampling={"max_tokens": 1024})
     process = bench.start(config)
     _wait(lambda: any(out.glob("shards/*/*/chunk-*")) or any(out.glob("shards/*/*.manifest.json")), 300)
