@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
