@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tasks.engines.base import EngineSpec
 from tasks.engines.devices import cpu_binding
 from tasks.engines.gpu_locks import Gpus
 from tasks.engines.launcher import EngineHandle
-from tasks.engines.worker_process import QUIET, WORKER, WorkerProcess
+from tasks.engines.worker_process import WORKER, WorkerProcess, base_environment
 from tasks.records import Json
 
 
@@ -54,7 +53,7 @@ class LocalLauncher:
         self._gpus.close()
 
     def _environment(self, slot: int) -> dict[str, str]:
-        environment = {**QUIET, **os.environ}
+        environment = base_environment(self._spec.config)
         groups = self._gpus.groups
         if groups[slot]:
             environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the indices were counted

@@ -19,7 +19,7 @@ from tasks.downloads.fetch import fetch_model
 from tasks.engines import lifeline
 from tasks.engines.base import EngineSpec
 from tasks.engines.ray_cluster import NotShared
-from tasks.engines.worker_process import QUIET, WorkerProcess
+from tasks.engines.worker_process import WorkerProcess, base_environment
 from tasks.errors import RunError
 from tasks.records import Json, ModelManifest
 from tasks.run_log import log_folder
@@ -116,7 +116,7 @@ def _check_files(config: GenerateConfig, checks: Checks) -> None:
 
 def _environment(spec: EngineSpec, cores: int) -> dict[str, str]:
     """The worker's environment: the node's own, without what Ray sets for its actors."""
-    environment = {**QUIET, **os.environ}
+    environment = base_environment(spec.config)
     # Ray means numpy in many small tasks by it; our worker has `cores` of the node for itself (0: it is on GPUs).
     environment.pop("OMP_NUM_THREADS", None)
     if cores:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tasks.config import GenerateConfig
 from tasks.engines.devices import visible_gpus
 from tasks.engines.vllm_args import cpu_environment
-from tasks.engines.worker_process import AHEAD, QUIET, WORKER
+from tasks.engines.worker_process import AHEAD, WORKER, base_environment
 from tasks.run_log import log_folder
 from tasks.storage import is_remote
 
@@ -34,7 +34,7 @@ def start_ahead(config: GenerateConfig) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**QUIET, **os.environ, **cpu_environment(config.engine)},
+            env={**base_environment(config), **cpu_environment(config.engine)},
             start_new_session=True,
         )
 

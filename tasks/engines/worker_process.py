@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import orjson
 
+from tasks.config import GenerateConfig
 from tasks.engines import lifeline
 from tasks.engines.base import EngineSpec
 from tasks.records import Json
@@ -20,7 +22,7 @@ WORKER = (sys.executable, "-m", "tasks.engines.worker")
 AHEAD = "--ahead"
 """An argument of the worker: import vLLM before the spec comes."""
 
-QUIET = {
+_QUIET = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,7 +31,14 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",  # the model is a local folder by now
     "PYTHONUNBUFFERED": "1",
 }
-"""Environment variables of every worker; what the user has set wins."""
+
+
+def base_environment(config: GenerateConfig) -> dict[str, str]:
+    """This process's environment and what keeps a worker's libraries quiet; what the user has set wins."""
+    environment = {**_QUIET, **os.environ}
+    if config.dataset.path.startswith("hf://") and "HF_HUB_OFFLINE" not in os.environ:
+        del environment["HF_HUB_OFFLINE"]  # the worker reads the dataset from there
+    return environment
 
 
 class WorkerProcess:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 
+from tasks.config import GenerateConfig
 from tasks.dataset import list_inputs
+from tasks.engines.worker_process import base_environment
 from tasks.errors import RunError
 from tests.inputs.dataset_hub import DATASET, running_dataset_hub
 from tests.inputs.tables import SUFFIXES, fields_of, split_path, texts, write_table
@@ -47,3 +51,31 @@ def test_a_dataset_that_is_not_there_or_gated_is_refused(folder: Path) -> None:
     for path in ("hf://datasets/org/none", "hf://datasets/org/gated/a.csv", f"{PATH}/none.csv", f"{PATH}/*.csv"):
         with pytest.raises(RunError, match=r"dataset\.path: hf://.*: no such file or folder, or HF_TOKEN lacks access"):
             list_inputs(path)
+
+
+READ = """
+import sys
+from tasks.config import DatasetConfig
+from tasks.dataset import read_shard
+from tasks.split_dataset import split
+(shard,) = split(DatasetConfig(path=sys.argv[1]), n=1).shards
+print(*(record.fields["id"] for record in read_shard(shard)))
+"""
+
+
+def test_a_worker_may_read_the_dataset_though_models_are_not_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", huggingface_hub.constants.ENDPOINT)
+    write_table(folder / "data.csv", texts(3))
+    local, hub = (config_of(path) for path in ("data.csv", f"{PATH}/data.csv"))
+    assert base_environment(local)["HF_HUB_OFFLINE"] == "1"
+    command = [sys.executable, "-c", READ, hub.dataset.path]
+    read = subprocess.run(command, env=base_environment(hub), capture_output=True, text=True, check=False)
+    assert read.stdout == "r0 r1 r2\n", read.stderr
+
+
+def config_of(path: str) -> GenerateConfig:
+    sections = {"model": {"source": "a/b"}, "dataset": {"path": path}, "output": {"path": "out"}}
+    return GenerateConfig.model_validate(sections)
