@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.benchmarks import harness, readme, throughput
+from tests.benchmarks import _server, harness, peers, readme, throughput
 from tests.benchmarks.__main__ import main
+from tests.benchmarks._server import Server
 from tests.benchmarks.workloads import WORKLOADS
 
 
@@ -120,3 +125,49 @@ def test_orchestration_of_two_sizes_and_a_rerun(tmp_path: Path) -> None:
     kept = run(tmp_path, "orchestration", "--shards", 2, "--no-warm-up")
     assert [row["run"] for row in kept["rows"]] == ["2 shards", "2 shards again"]
     assert kept["rows"][1]["of it engine start s"] == 0
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """A server that has made ten tokens more each time it is asked for its figures."""
+
+    tokens = 0
+
+    def do_GET(self) -> None:
+        type(self).tokens += 10
+        text = f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {float(self.tokens)}\n'
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+def test_a_peer_that_cannot_run_is_a_row_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("no_such_script.py", ()))
+    monkeypatch.setattr(peers, "environment", lambda *_: sys.executable)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    comparison = peers.Comparison(WORKLOADS["mixed"], "model", tmp_path / "data.jsonl", 1, tmp_path)
+    url = Server(f"http://127.0.0.1:{server.server_port}")
+    row = peers.side_row("broken", "server", lambda: comparison.peer("broken", url))
+    server.shutdown()
+    server.server_close()
+    assert row["note"].startswith("cannot run: ")
+    assert "no_such_script.py" in row["note"]
+    assert "tokens/s" not in row
+
+
+def test_tokens_of_a_server_count_from_the_first_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's start, its trial request and its end are not in the time."""
+    counts = iter([0, 0, 1, 1, 100, 200, 200, 200])
+    monkeypatch.setattr(Server, "tokens", lambda self: next(counts, 200))
+    monkeypatch.setattr(_server, "LOOK_SECONDS", 0.05)
+    with Server("http://nowhere").watched() as taken:
+        time.sleep(0.6)
+    assert taken["tokens"] == 200
+    assert 0.09 < taken["seconds"] < taken["command"] / 2
+
+
+def test_the_start_is_timed(tmp_path: Path) -> None:
+    assert run(tmp_path, "startup", "--only-help")["figures"]["--help answers after, s"] > 0

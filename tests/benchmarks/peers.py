@@ -49,7 +49,9 @@ class Peer:
 
 PEERS = {
     "datatrove": Peer("datatrove_runner.py", ("datatrove[io]==0.10.1", "httpx", "aiosqlite", "aiofiles")),
-    "distilabel": Peer("distilabel_pipeline.py", ("distilabel[openai]==1.5.3",), note="one length for all: the mean"),
+    "distilabel": Peer(
+        "distilabel_pipeline.py", ("distilabel[openai]==1.5.3", "requests"), note="one length for all: the mean"
+    ),
     "curator": Peer(
         "curator_llm.py",
         ("bespokelabs-curator==0.1.31",),
@@ -74,11 +76,11 @@ def measure(options: argparse.Namespace) -> Result:
     served = [name for name in options.peers if not PEERS[name].in_process]
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         comparison = Comparison(workload, model, workload.write(Path(folder), options.records), options.n, Path(folder))
-        rows = [_row(OURS, "in process", comparison.our_flow)]
-        rows += [_row(name, "in process", partial(comparison.peer, name, None)) for name in apart]
+        rows = [side_row(OURS, "in process", comparison.our_flow)]
+        rows += [side_row(name, "in process", partial(comparison.peer, name, None)) for name in apart]
         with running_server(model, workload, Path(folder, "server.log")) as server:
-            rows.append(_row(OURS_SERVED, "server", partial(comparison.our_flow_served, server)))
-            rows += [_row(name, "server", partial(comparison.peer, name, server)) for name in served]
+            rows.append(side_row(OURS_SERVED, "server", partial(comparison.our_flow_served, server)))
+            rows += [side_row(name, "server", partial(comparison.peer, name, server)) for name in served]
     return _result(rows, options)
 
 
@@ -97,12 +99,14 @@ def _result(rows: list[Figures], options: argparse.Namespace) -> Result:
     return Result(rows, figures, {name: ">= 1.0"}, notes)
 
 
-def _row(side: str, engine: str, run: Callable[[], Figures]) -> Figures:
+def side_row(side: str, engine: str, run: Callable[[], Figures]) -> Figures:
     """The side's speed, or the error that it ended with."""
     row: Figures = {"side": side, "engine": engine}
     try:
         made = run()
+        print(f"{side}: {made}", file=sys.stderr, flush=True)  # the whole takes long
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        print(f"{side}: {error}", file=sys.stderr, flush=True)
         return row | {"note": f"cannot run: {' '.join(str(error).split())[-300:]}"}
     row |= {"tokens/s": round(made["tokens"] / made["seconds"], 1), "tokens": made["tokens"]}
     row["command s"] = round(made["command"], 1)

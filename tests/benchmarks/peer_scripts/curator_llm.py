@@ -32,13 +32,14 @@ if __name__ == "__main__":
     llm = Answer(
         model_name=f"hosted_vllm/{spec['model']}",
         backend="litellm",
-        generation_params={"temperature": 1.0, "extra_body": {"ignore_eos": True}},
+        generation_params={"max_tokens": 1, "temperature": 1.0, "extra_body": {"ignore_eos": True}},
         backend_params={
             "base_url": f"{spec['url']}/v1",
             "max_requests_per_minute": 100_000,
             "max_tokens_per_minute": 100_000_000,
             "max_concurrent_requests": 512,
             "request_timeout": 3600,
+            "invalid_finish_reasons": ["content_filter"],  # else it asks again for each that is cut at max_tokens
         },
     )
     llm(Dataset.from_list(rows), working_dir=f"{spec['folder']}/cache")
