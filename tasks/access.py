@@ -17,8 +17,15 @@ from tasks.storage import open_range
 
 
 def require_access(config: GenerateConfig) -> None:
-    """Raises RunError for a dataset that is not there or may not be read, and for a bucket, credentials or rights of
-    any of the three places that are missing or wrong; ConnectionError for an S3 that does not answer."""
+    """Raises RunError for a dataset that is not there or may not be read, for a bucket, credentials or rights of any of
+    the three places that are missing or wrong, and for an S3 that does not answer."""
+    try:
+        _require(config)
+    except ConnectionError as error:
+        raise RunError(str(error)) from error
+
+
+def _require(config: GenerateConfig) -> None:
     if _is_s3(config.output.path):
         _require_output(config.output.path)
     _require_dataset(config.dataset.path)

@@ -107,14 +107,14 @@ def validate(
         _prove_shard(shard, manifest, key, n)
     for name in ("data", "errors"):
         _prove_merged(storage, [getattr(m, name) for m in manifests], getattr(merged, name))
-    return ValidationResult(gates=tuple(gates(merged.tally, validation)))
+    return ValidationResult(gates=tuple(gates(merged.tally, validation, merged.errors.name)))
 
 
-def gates(tally: Tally, validation: ValidationConfig) -> list[Gate]:
+def gates(tally: Tally, validation: ValidationConfig, errors: str = "errors.jsonl") -> list[Gate]:
     """The gates that apply: format and accuracy only where `validation` asks for them."""
     samples, all_rows = tally.samples, tally.samples + tally.errors
     measured = [
-        _most("max_error_rate", tally.errors, all_rows, validation, "samples are errors: see errors.jsonl"),
+        _most("max_error_rate", tally.errors, all_rows, validation, f"samples are errors: see {errors}"),
         _most("max_truncated_rate", tally.truncated, samples, validation, "samples were cut at max_tokens"),
         _most("max_empty_rate", tally.empty, samples, validation, "samples are empty"),
     ]

@@ -110,14 +110,15 @@ def test_a_missing_dataset(path: str, tmp_path: Path) -> None:
     refused(config(tmp_path, "dataset", path), "dataset.path", "no such file|there is no bucket")
 
 
-def test_a_missing_local_dataset(tmp_path: Path) -> None:
+def test_a_local_dataset_that_is_missing_or_a_path_of_no_kind(tmp_path: Path) -> None:
     refused(config(tmp_path, "dataset", str(tmp_path / "none.jsonl")), "dataset.path", "no such file")
+    refused(config(tmp_path, "dataset", "nonsense://x"), "dataset.path", "local, s3:// and hf:// paths are known")
 
 
 def test_a_store_that_does_not_answer(tmp_path: Path, seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
     use(seaweed, monkeypatch, AWS_ENDPOINT_URL="http://127.0.0.1:1")
     began = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"output\.path: S3 cannot be reached for s3://access.*AWS_ENDPOINT"):
+    with pytest.raises(RunError, match=r"output\.path: S3 cannot be reached for s3://access.*AWS_ENDPOINT"):
         require_access(config(tmp_path, "output"))
     assert time.monotonic() - began < 60  # and not after the minutes that a run waits for a store
 

@@ -27,7 +27,10 @@ def start_ahead(config: GenerateConfig) -> None:
     if _spare is not None or not _needed(config):
         return
     path = log_folder(config.output.path) / "engine-0.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # the run will say what is wrong with its output folder
     with path.open("ab") as log:
         _spare = subprocess.Popen(
             [*WORKER, AHEAD],

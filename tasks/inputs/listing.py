@@ -49,7 +49,10 @@ def _local_files(path: str) -> list[str]:
 
 
 def _remote_files(path: str) -> list[str]:
-    fs, place = filesystem(path)
+    try:
+        fs, place = filesystem(path)
+    except (ValueError, ImportError) as error:
+        raise RunError(f"dataset.path: {path}: local, s3:// and hf:// paths are known ({error})") from None
     if glob.has_magic(place):
         names = [name for name, info in fs.glob(place, detail=True).items() if info["type"] == "file"]
     elif fs.isfile(place):
