@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 _SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 class TestCluster:
@@ -18,9 +25,11 @@ class TestCluster:
     def __init__(self, engines: list[int]) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {**_SMALL, "resources": {"engine": engines[0]}}
+        port = free_port()
+        head = {**_SMALL, "resources": {"engine": engines[0]}, "ray_client_server_port": port}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
+        self.client_address = f"ray://127.0.0.1:{port}"
         self.nodes = [self._cluster.head_node, *(self._add(count) for count in engines[1:])]
         self._cluster.wait_for_nodes()
 

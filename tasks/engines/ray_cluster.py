@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from tasks.config import EngineConfig
 from tasks.errors import RunError
 
 LOOK_SECONDS = 2.0
+LISTEN_SECONDS = 10.0
+CONNECT_SECONDS = 60.0
 HEAD_SECONDS = 30.0
 """Seconds without an answer after which the head counts as dead."""
 
@@ -151,10 +154,37 @@ def _connect(address: str | None) -> tuple[str, bool]:
     place = address or os.environ.get("RAY_ADDRESS") or "auto"
     if ray.is_initialized():
         return place, False
+    _require_listener(place)
     options: dict[str, Any] = {} if place.startswith("ray://") else {"configure_logging": False}
-    try:
-        ray.init(address=place, log_to_driver=False, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"engine.ray_address: no Ray cluster to be had at '{place}': {reason}") from error
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address=place, log_to_driver=False, **options)
+        except Exception as error:
+            failed.append(error)
+
+    # Ray tries a dead cluster for minutes; a thread can be left to that.
+    connecting = threading.Thread(target=connect, name="ray-connect", daemon=True)
+    connecting.start()
+    connecting.join(CONNECT_SECONDS)
+    if failed:
+        raise _no_cluster(place, failed[0]) from failed[0]
+    if connecting.is_alive():
+        raise _no_cluster(place, f"no answer in {CONNECT_SECONDS:g} s")
     return place, True
+
+
+def _require_listener(place: str) -> None:
+    """Raises RunError where nothing listens at HOST:PORT."""
+    host, _, port = place.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTEN_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(place, error) from error
+
+
+def _no_cluster(place: str, reason: object) -> RunError:
+    return RunError(f"engine.ray_address: no Ray cluster to be had at '{place}': {' '.join(str(reason).split())}")

@@ -76,6 +76,17 @@ def test_a_dead_head_fails_the_run_with_one_line_and_a_rerun_goes_on(
     assert sum(manifest.resumed_samples for manifest in manifests) >= 1
 
 
+def test_a_cluster_is_used_from_outside(
+    ray_cluster: TestCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's client, as from a flow run's pod that is no node of the cluster."""
+    monkeypatch.setattr(pools, "RAY_ADDRESS", ray_cluster.client_address)
+    run = FakeRun.make(tmp_path, [f"prompt {i}" if i != 70 else "BROKEN" for i in range(100)], None)
+    run.run()
+    assert run.places() == all_places(100, 1)
+    assert [(row["original_index"], row["error"]) for row in run.rows(errors=True)] == [(70, "engine_crash")]
+
+
 def test_an_output_folder_that_a_node_does_not_share_fails_the_run(cluster: TestCluster, tmp_path: Path) -> None:
     run = FakeRun.make(tmp_path, ["prompt"])
     run.pool._launcher._place_probe = lambda: None  # type: ignore[attr-defined]
