@@ -34,8 +34,8 @@ class Launcher(Protocol):
     def launch(self, slot: int, overrides: Json, tell: Callable[[Json], None]) -> EngineHandle:
         """Start the engine of a slot. Its events go to `tell`, from any thread.
 
-        One that must wait first says `placing` and then `placed`. The last event is `exit`: with `lost` the machine is
-        gone and no record is to blame, with `hopeless` another try would end alike.
+        Several may come as one, `events`. One that must wait first says `placing` and then `placed`. The last event is
+        `exit`: with `lost` the machine is gone and no record is to blame, with `hopeless` another try would end alike.
         """
 
     def close(self) -> None: ...

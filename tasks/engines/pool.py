@@ -193,6 +193,11 @@ class EnginePool:
         if handler is not None:
             handler(slot, event)
 
+    def _on_events(self, slot: Slot, event: Json) -> None:
+        launch = slot.launch
+        for each in event["events"]:
+            self._hear(slot, launch, each)
+
     def _on_ready(self, slot: Slot, event: Json) -> None:
         slot.ready(event["facts"])
         self._hand_out()

@@ -29,7 +29,7 @@ POLL_SECONDS = 1.0
 GATHER_SECONDS = 0.25
 """Events wait so long for others to travel with, but those that somebody waits for: a call for each would be the first
 thing to break with a thousand engines."""
-_MAY_WAIT = {"begin", "end", "rows", "stats"}
+MAY_WAIT = {"begin", "end", "rows", "stats"}
 _MOST_FILES = 100
 
 
@@ -99,7 +99,7 @@ class EngineActor:
             self._worker.end(grace)
 
     def _urgent(self) -> bool:
-        return any(event["event"] not in _MAY_WAIT for event in self._events)
+        return any(event["event"] not in MAY_WAIT for event in self._events)
 
     def _hear(self, event: Json) -> None:
         with self._changed:

@@ -114,10 +114,11 @@ class RayEngine:
                 continue
             broken_since = None
             seen += len(events)
-            for event in events:
-                if event["event"] == "exit":
-                    return dict(event)
-                self._tell(event)
+            ended = events.pop() if events and events[-1]["event"] == "exit" else None
+            if events:
+                self._tell({"event": "events", "events": events})
+            if ended is not None:
+                return dict(ended)
 
 
 def _cause(error: BaseException) -> str:

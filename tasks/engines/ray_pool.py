@@ -80,7 +80,7 @@ class RayLauncher:
         checks = Checks(self._probe, self._files, self._model, dummy)
 
         def hear(event: Json) -> None:
-            self._running = self._running or event["event"] == "ready"
+            self._running = self._running or any(e["event"] == "ready" for e in event.get("events", ()))
             tell(event)
 
         place = self._places.setdefault(slot, RayPlace(self._cluster, self._need))

@@ -1,7 +1,5 @@
 """What scheduling costs: 10,000 shards on 64 engines that only pretend to generate.
 
-    python -m tests.benchmarks.scheduling [--shards 10000] [--engines 64] [--seconds 0.5] [--records 32]
-
 The pool is the real one, and so are its threads, its inbox and every event of an engine (two for each record, its rows,
 its figures once a second); only the engines' work is a clock. The ideal is what the same shards would take if each
 engine that is free had the next one in no time. Real shards take minutes: here they take half a second, so that
@@ -15,7 +13,6 @@ import heapq
 import itertools
 import random
 import resource
-import sys
 import threading
 import time
 from collections import deque
@@ -24,12 +21,30 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tasks.config import EngineConfig
 from tasks.engines.pool import EnginePool
+from tasks.engines.ray_actor import MAY_WAIT
 from tasks.records import Json, Shard, ShardManifest
+from tests.benchmarks.harness import Figures, Result
 from tests.shards import dataset_of
 
 WAITING_THREADS = 256
+"""As in the flow: tasks that wait on the pool at a time."""
 ASK_AT = 0.8
 """Share of a shard after which an engine asks for the next: when its last records are in flight."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--engines", type=int, nargs="+", default=[64])
+    parser.add_argument("--seconds", type=float, default=0.5, help="mean length of a shard")
+    parser.add_argument("--records", type=int, default=32, help="records a shard")
+    parser.add_argument("--gather", type=float, default=0.0, help="seconds of an engine's events that travel together")
+
+
+def measure(options: argparse.Namespace) -> Result:
+    rows = [run(options, engines) for engines in options.engines]
+    name = f"wall time added, {options.shards:,} shards of {options.seconds:g} s on {options.engines[0]} engines, %"
+    notes = ["the processor time is the pool's and the pretending engines' together"]
+    return Result(rows, {name: rows[0]["added %"]}, {name: "< 2"}, notes)
 
 
 class Clockwork:
@@ -109,30 +124,60 @@ class PretendEngine:
             self._clock.at(time.monotonic() + 1.0, self._figures)
 
 
+class Gathered:
+    """Events as they come from a Ray actor: some time's together, those that are waited for at once."""
+
+    def __init__(self, clock: Clockwork, seconds: float, tell: Callable[[Json], None]) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._tell = tell
+        self._events: list[Json] = []
+        self._lock = threading.Lock()
+
+    def tell(self, event: Json) -> None:
+        if event["event"] not in MAY_WAIT:
+            self._flush([event])
+            return
+        with self._lock:
+            self._events.append(event)
+            first = len(self._events) == 1
+        if first:
+            self._clock.at(time.monotonic() + self._seconds, lambda: self._flush([]))
+
+    def _flush(self, more: list[Json]) -> None:
+        with self._lock:
+            events, self._events = [*self._events, *more], []
+        if events:
+            self._tell({"event": "events", "events": events})
+
+
 class PretendLauncher:
     """Starts pretending engines at once."""
 
     trouble: str | None = None
 
-    def __init__(self, engines: int, seconds: dict[int, float], records: int) -> None:
+    def __init__(self, engines: int, seconds: dict[int, float], records: int, gather: float) -> None:
         self.slots = engines
         self._clock = Clockwork()
         self._seconds = seconds
         self._records = records
+        self._gather = gather
 
     def launch(self, slot: int, overrides: Json, tell: Callable[[Json], None]) -> PretendEngine:
         del slot, overrides
+        if self._gather:
+            tell = Gathered(self._clock, self._gather, tell).tell
         return PretendEngine(self._clock, self._seconds, self._records, tell)
 
     def close(self) -> None:
         return None
 
 
-def measure(shards: int, engines: int, mean: float, records: int) -> dict[str, float]:
+def run(options: argparse.Namespace, engines: int) -> Figures:
     """Run them all; seconds in all, the ideal, and the processor time of the whole process."""
-    rng = random.Random(7)
-    seconds = {index: mean * rng.uniform(0.5, 1.5) for index in range(shards)}
-    pool = EnginePool(PretendLauncher(engines, seconds, records), EngineConfig())
+    shards, records, rng = options.shards, options.records, random.Random(7)
+    seconds = {index: options.seconds * rng.uniform(0.5, 1.5) for index in range(shards)}
+    pool = EnginePool(PretendLauncher(engines, seconds, records, options.gather), EngineConfig())
     todo: tuple[Shard, ...] = dataset_of(shards * records, records).shards
     cpu, started = _cpu_seconds(), time.monotonic()
     with ThreadPoolExecutor(WAITING_THREADS) as threads:
@@ -142,7 +187,16 @@ def measure(shards: int, engines: int, mean: float, records: int) -> dict[str, f
     pool.close()
     assert [manifest.index for manifest in made] == list(range(shards))
     ideal = ideal_seconds(list(seconds.values()), engines)
-    return {"wall": wall, "ideal": ideal, "added": wall / ideal - 1, "cpu": cpu, "events": shards * (3 * records + 2)}
+    events = shards * (3 * records + 2)
+    return {
+        "engines": engines,
+        "wall s": round(wall, 2),
+        "ideal s": round(ideal, 2),
+        "added %": round(100 * (wall / ideal - 1), 2),
+        "events": events,
+        "events a second": round(events / wall),
+        "µs an event": round(cpu / events * 1e6, 1),
+    }
 
 
 def ideal_seconds(seconds: list[float], engines: int) -> float:
@@ -168,24 +222,3 @@ def _manifest(index: int, records: int) -> Json:
 def _cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--engines", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=0.5, help="mean length of a shard")
-    parser.add_argument("--records", type=int, default=32, help="records a shard")
-    options = parser.parse_args()
-    found = measure(options.shards, options.engines, options.seconds, options.records)
-    print(
-        f"{options.shards} shards of {options.seconds} s on {options.engines} engines: {found['wall']:.2f} s, ideal "
-        f"{found['ideal']:.2f} s, scheduling added {found['added']:.2%}; {found['events']:.0f} events took "
-        f"{found['cpu']:.1f} s of processor time ({found['cpu'] / found['events'] * 1e6:.0f} µs each, engines' clock "
-        "included)"
-    )
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()
