@@ -84,8 +84,9 @@ from tasks.validate_output import GateFailed, validate_output
 from tasks.write_report import write_report
 
 PLAN = "shards/plan.json"
-MOST_SHARDS_AT_ONCE = 256
-"""Shard tasks that wait on the pool at a time; a waiting one is a thread that sleeps."""
+MOST_SHARDS_AT_ONCE = 2048
+"""Shard tasks that wait on the pool at a time: two for each of a thousand engines. A waiting one is a thread that
+sleeps; a thousand take 55 MB."""
 MOST_NAMES, MOST_REASONS = 8, 3
 """Of what is missing, in the message of a partial run."""
 

@@ -20,7 +20,9 @@ EXACT_BYTES = 64 << 20
 FEWEST_RECORDS = 16
 FEWEST_SAMPLES = 256
 MANY_SHARDS = 256
-TOO_MANY_SHARDS = 512
+MOST_SAMPLES = 16384
+"""Samples a shard, most: some ten minutes of a GPU. With longer shards many engines would wait for the last few."""
+MOST_SHARDS = 65536
 
 
 @task(
@@ -51,25 +53,26 @@ def split(
         return _split(dataset, files, dataset.shard_size, columns)
     size = choose_shard_size(_expected_records(dataset, files), n, known_shard_size)
     manifest = _split(dataset, files, size, columns)
-    if len(manifest.shards) <= TOO_MANY_SHARDS:
-        return manifest
-    # The estimate was far too low: now the number is known.
-    return _split(dataset, files, choose_shard_size(manifest.records, n, known_shard_size), columns)
+    best = choose_shard_size(manifest.records, n, known_shard_size)
+    # Where the estimate was far too low: now the number is known.
+    return manifest if 2 * size >= best else _split(dataset, files, best, columns)
 
 
 def choose_shard_size(records: int, n: int, known: int | None = None) -> int:
-    """Records a shard: a power of two that makes at most some hundreds of shards.
+    """Records a shard: a power of two that makes at most some hundreds of shards, more where they would grow too long.
 
-    The smallest is 16, or less where so few records already are hundreds of samples.
+    The smallest is 16, or less where so few records already are hundreds of samples. A `known` size is kept unless it
+    makes more than twice the shards.
     """
-    if known is not None and records <= known * TOO_MANY_SHARDS:
-        return known
-    size = FEWEST_RECORDS
-    while size > 1 and size * n > FEWEST_SAMPLES:
-        size //= 2
+    least = FEWEST_RECORDS
+    while least > 1 and least * n > FEWEST_SAMPLES:
+        least //= 2
+    size = least
     while records > size * MANY_SHARDS:
         size *= 2
-    return size
+    while size > least and size * n > MOST_SAMPLES and records <= size // 2 * MOST_SHARDS:
+        size //= 2
+    return known if known is not None and 2 * known >= size else size
 
 
 def _expected_records(dataset: DatasetConfig, files: list[str]) -> int:

@@ -26,7 +26,7 @@ from tasks.run_log import log_folder
 from tasks.storage import is_remote, open_storage
 
 POLL_SECONDS = 1.0
-GATHER_SECONDS = 0.25
+GATHER_SECONDS = 1.0
 """Events wait so long for others to travel with, but those that somebody waits for: a call for each would be the first
 thing to break with a thousand engines."""
 MAY_WAIT = {"begin", "end", "rows", "stats"}
