@@ -21,15 +21,16 @@ HOLD_EPOCHS = 8
 
 
 class Limiter:
-    """Room for samples in flight; those that find none wait their turn, in order. For one event loop.
+    """Room for samples in flight, `unit` a request; those that find none wait their turn, in order. For one event loop.
 
     An epoch is the time in which as many samples end as the limit allows in flight.
     """
 
-    def __init__(self, most: int) -> None:
-        self.limit = min(FIRST_LIMIT, most)
+    def __init__(self, most: int, unit: int = 1) -> None:
+        self._most = max(most, unit)
+        self._unit = unit
+        self.limit = min(max(FIRST_LIMIT, 2 * unit), self._most)
         self.in_flight = 0
-        self._most = most
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._refused = False
         self._shrunk_at = 0.0
@@ -72,7 +73,7 @@ class Limiter:
 
     def _end_epoch(self, speed: float) -> None:
         if self._refused:
-            self._grow_to(self.limit + max(1, self.limit // 16))
+            self._grow_to(self.limit + max(self._unit, self.limit // 16))
         elif self._hold > 0:
             self._hold -= 1
             self._best = speed

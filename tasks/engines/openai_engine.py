@@ -52,7 +52,7 @@ class OpenAIEngine:
     def __init__(self, spec: EngineSpec, card: Json) -> None:
         config = spec.config
         self.max_num_seqs: int = spec.overrides.get("max_num_seqs") or config.engine.max_num_seqs or MOST_IN_FLIGHT
-        self._limiter = Limiter(self.max_num_seqs)
+        self._limiter = Limiter(self.max_num_seqs, config.sampling.n)
         self._server = Server(config.engine.base_urls[spec.number], config.engine, self._limiter)
         self._is_vllm = card.get("owned_by") == "vllm"
         self._raw = config.prompt.format == "raw"

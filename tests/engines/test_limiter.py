@@ -21,6 +21,7 @@ class Simulation:
 
     speed: Callable[[int], float]
     most: int = 10_000
+    samples: int = 1
     now: float = 0.0
     refused: int = 0
     in_flight: int = 0
@@ -32,14 +33,14 @@ class Simulation:
 
     async def request(self, limit: Limiter, number: int) -> None:
         while True:
-            async with limit.room(1):
+            async with limit.room(self.samples):
                 sent_at = self.now
                 if self.in_flight < self.most:
                     self.in_flight += 1
                     self.peak = max(self.peak, self.in_flight)
                     await self._until(TOKENS * self.in_flight / self.speed(self.in_flight), number)
                     self.in_flight -= 1
-                    limit.finished(1, TOKENS)
+                    limit.finished(self.samples, TOKENS)
                     return
                 limit.refused(sent_at)
                 self.refused += 1
@@ -64,7 +65,7 @@ class Simulation:
 def simulate(monkeypatch: pytest.MonkeyPatch, server: Simulation, most: int = 512, requests: int = 2000) -> Limiter:
     async def run() -> Limiter:
         monkeypatch.setattr(limiter, "time", server)
-        limit = Limiter(most)
+        limit = Limiter(most, server.samples)
         await server.run(limit, requests)
         return limit
 
@@ -90,6 +91,15 @@ def test_it_keeps_below_what_the_server_refuses(monkeypatch: pytest.MonkeyPatch)
     assert 10 <= limit.limit <= 24
     assert server.refused < 2000 / 10
     assert server.now < 1.5 * 2000 * TOKENS / (50.0 * 20)
+
+
+def test_requests_for_many_samples_run_side_by_side_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Simulation(lambda n: 50.0 * n, samples=3 * FIRST_LIMIT)
+    simulate(monkeypatch, server, most=24 * FIRST_LIMIT, requests=200)
+    assert server.peak == 8
+    busy = Simulation(lambda n: 50.0 * n, most=5, samples=3 * FIRST_LIMIT)
+    simulate(monkeypatch, busy, most=24 * FIRST_LIMIT, requests=200)
+    assert busy.peak == 5
 
 
 def test_it_never_grows_over_the_most(monkeypatch: pytest.MonkeyPatch) -> None:

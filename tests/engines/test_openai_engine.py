@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "server.log"
     options = ["--served-model-name", "tiny-vl", "--max-model-len", str(CONTEXT), "--enable-prompt-tokens-details"]
     # Small models fill JSON with white space where they may.
-    options += ["--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}']
+    options += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     with vllm_server(models.cached(models.tiny_qwen25_vl), log, *options) as url:
         yield url
 
