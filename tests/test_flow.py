@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -17,7 +13,8 @@ import orjson
 import pytest
 import yaml
 
-from tests.conftest import ROOT, RunFlow
+from tests.conftest import RunFlow
+from tests.flow_runs import parsed, rows_of
 
 pytestmark = pytest.mark.engine
 
@@ -65,7 +62,7 @@ def finished(workspace: Path, run_flow: RunFlow) -> Path:
 
 
 def test_each_record_has_its_samples_once_and_in_order(finished: Path) -> None:
-    samples, errors = _rows(finished / "data.jsonl"), _rows(finished / "errors.jsonl")
+    samples, errors = rows_of(finished / "data.jsonl"), rows_of(finished / "errors.jsonl")
     places = sorted((r["original_index"], r["sample_id"]) for r in samples + errors)
     assert places == [(i, s) for i in range(RECORDS) for s in range(N)]
     assert [(r["original_index"], r["sample_id"]) for r in samples] == sorted(
@@ -77,7 +74,7 @@ def test_each_record_has_its_samples_once_and_in_order(finished: Path) -> None:
 
 
 def test_rows_hold_what_users_read(finished: Path) -> None:
-    by_place = {(r["original_index"], r["sample_id"]): r for r in _rows(finished / "data.jsonl")}
+    by_place = {(r["original_index"], r["sample_id"]): r for r in rows_of(finished / "data.jsonl")}
     row = by_place[(0, 0)]
     assert list(row)[:5] == ["original_index", "sample_id", "id", "prompt", "label"]
     assert (row["id"], row["label"], row["topic"]) == ("r0", "label 0", "math")
@@ -154,8 +151,8 @@ def test_only_what_is_missing_is_made(workspace: Path, finished: Path, run_flow:
         "00008.manifest.json",
     }
     assert "00002.jsonl was changed after it was finished" in done.stderr or "bytes" in done.stderr
-    assert len(_rows(output / "data.jsonl")) == (GOOD + 3) * N
-    assert [r["prompt"] for r in _parse(whole)] == [r["prompt"] for r in _rows(folder / "00001.jsonl")]
+    assert len(rows_of(output / "data.jsonl")) == (GOOD + 3) * N
+    assert [r["prompt"] for r in parsed(whole)] == [r["prompt"] for r in rows_of(folder / "00001.jsonl")]
 
 
 def test_a_shut_gate_fails_the_run_with_its_figure(workspace: Path, finished: Path, run_flow: RunFlow) -> None:
@@ -167,57 +164,6 @@ def test_a_shut_gate_fails_the_run_with_its_figure(workspace: Path, finished: Pa
     assert (finished / "data.jsonl").read_bytes() == before
 
 
-def test_kill_9_and_the_same_command_again(
-    workspace: Path, flow_environment: dict[str, str], run_flow: RunFlow, tmp_path: Path
-) -> None:
-    """Killed while generating, twice: engines are gone within seconds, nothing is lost, nothing is twice."""
-    output = tmp_path / "out"
-    arguments = ["--config", str(workspace / "run.yaml"), "--output.path", str(output), "--sampling.max_tokens", "40"]
-    arguments += ["--engine.max_num_seqs", "8", "--sampling.ignore_eos", "true", "--output.chunk_seconds", "0.2"]
-    kept: dict[tuple[int, int], Any] = {}
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "flows/generate.py"), *arguments],
-            env=flow_environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        already = len(_made(output))
-        _wait_until(lambda count=already: len(_made(output)) > count + 6, 120)  # type: ignore[misc]
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        _wait_until(lambda: not _engines_of(output), 10)
-        kept |= _made(output)
-    done = run_flow(*arguments)
-    assert done.returncode == 0, done.stderr
-    rows = _rows(output / "data.jsonl")
-    places = [(r["original_index"], r["sample_id"]) for r in rows + _rows(output / "errors.jsonl")]
-    assert sorted(places) == [(i, s) for i in range(RECORDS) for s in range(N)]
-    by_place = {(r["original_index"], r["sample_id"]): r for r in rows}
-    assert all(by_place[place]["predict"] == row["predict"] for place, row in kept.items() if "predict" in row)
-
-
-def test_ctrl_c_ends_all_and_says_how_to_go_on(
-    workspace: Path, flow_environment: dict[str, str], tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    arguments = ["--config", str(workspace / "run.yaml"), "--output.path", str(output), "--sampling.max_tokens", "400"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "flows/generate.py"), *arguments, "--sampling.ignore_eos", "true"],
-        env=flow_environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    _wait_until(lambda: bool(_engines_of(output)), 60)
-    time.sleep(5)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "same command" in stderr
-    assert not _engines_of(output)
-
-
 def _record(number: int) -> dict[str, Any]:
     if number % 2:
         return {"prompt": f"What is {number} + 1?", "label": str(number)}
@@ -225,43 +171,9 @@ def _record(number: int) -> dict[str, Any]:
     return {"id": f"r{number}", "messages": turns, "topic": "math"}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return _parse(path.read_bytes())
-
-
-def _parse(content: bytes) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in content.splitlines()]
-
-
-def _made(output: Path) -> dict[tuple[int, int], Any]:
-    """The rows that stand in chunks and finished shards."""
-    made: dict[tuple[int, int], Any] = {}
-    for path in output.glob("shards/*/*/chunk-*.jsonl"):
-        try:
-            rows = [orjson.loads(line)["row"] for line in path.read_bytes().splitlines()]
-        except FileNotFoundError:
-            continue  # its shard has just been finished
-        made |= {(r["original_index"], r["sample_id"]): r for r in rows}
-    for path in output.glob("shards/*/*.jsonl"):
-        made |= {(r["original_index"], r["sample_id"]): r for r in _rows(path)}
-    return made
-
-
 def _engine_log(output: Path) -> bytes:
     log = output / "logs/engine-0.log"
     return log.read_bytes() if log.exists() else b""
-
-
-def _engines_of(output: Path) -> list[int]:
-    """Processes that write to the run's engine log."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(process / "fd/2") == str(output / "logs/engine-0.log"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 def _shard_states(api: str) -> list[str]:
@@ -277,10 +189,3 @@ def _shard_states(api: str) -> list[str]:
             break
         time.sleep(1)
     return states
-
-
-def _wait_until(true: Any, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)

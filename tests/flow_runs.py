@@ -1,0 +1,75 @@
+"""Looks into the output folder of a flow that runs, and at its processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tests.conftest import ROOT
+
+Place = tuple[int, int]
+
+
+def start_flow(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """`python flows/generate.py` with arguments, not waited for."""
+    command = [sys.executable, str(ROOT / "flows/generate.py"), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return parsed(path.read_bytes())
+
+
+def parsed(content: bytes) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in content.splitlines()]
+
+
+def made(output: Path) -> dict[Place, Any]:
+    """The rows that stand in chunks and finished shards."""
+    found: dict[Place, Any] = {}
+    for path in output.glob("shards/*/*/chunk-*.jsonl"):
+        try:
+            rows = [line["row"] for line in rows_of(path)]
+        except FileNotFoundError:
+            continue  # its shard has just been finished
+        found |= {place_of(row): row for row in rows}
+    for path in output.glob("shards/*/*.jsonl"):
+        found |= {place_of(row): row for row in rows_of(path)}
+    return found
+
+
+def place_of(row: dict[str, Any]) -> Place:
+    return row["original_index"], row["sample_id"]
+
+
+def engines_of(output: Path) -> list[int]:
+    """Processes that write to the run's engine log, the engine's own first."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "fd/2") == str(output / "logs/engine-0.log"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return sorted(found, key=lambda pid: (not _leads_a_group(pid), pid))
+
+
+def wait_until(true: Callable[[], object], seconds: float, every: float = 0.1) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(every)
+
+
+def _leads_a_group(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return False
