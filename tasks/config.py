@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from tasks.config_checks import check_pattern, check_schema, check_template, check_text
+from tasks.config_checks import check_no_secrets, check_pattern, check_schema, check_template, check_text
 from tasks.form import form_schema, form_title
 
 
@@ -301,10 +301,8 @@ class EngineConfig(Section):
 
     @field_validator("extra")
     @classmethod
-    def _no_token(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "hf_token" in value:
-            raise PydanticCustomError("secret", "must hold no hf_token: it comes from HF_TOKEN")
-        return value
+    def _no_secrets(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        return check_no_secrets(extra)
 
     @property
     def gpus_per_replica(self) -> int:

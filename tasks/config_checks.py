@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
+
+_SECRET = re.compile(r"(^|_)(api_?key|secret|password|passwd|credentials?|(hf|access|auth|bearer)_token)($|_)", re.I)
 
 
 def check_text(value: Any) -> Any:
@@ -14,6 +17,14 @@ def check_text(value: Any) -> Any:
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError("is no valid Unicode")
     return value
+
+
+def check_no_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError where a name says that its value is secret: the config is stored with the results."""
+    for name in arguments:
+        if _SECRET.search(name):
+            raise ValueError(f"{name} must not be here: secrets come from the environment (HF_TOKEN and the like)")
+    return arguments
 
 
 def check_template(source: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from tasks.config import DatasetConfig
 from tasks.errors import RunError
@@ -30,6 +31,7 @@ MOST_SHARDS = 65536
     task_run_name="split_dataset",
     tags=["split"],
     description="Cuts the dataset into shards, ranges of its files, and hashes them; copies nothing.",
+    cache_policy=NO_CACHE,
     **retried(3, 2.0),
 )
 def split_dataset(
