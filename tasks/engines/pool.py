@@ -42,6 +42,8 @@ log = logging.getLogger("datagen.pool")
 
 TICK_SECONDS = 0.5
 EVENTS_A_TICK = 5000
+NEWEST_STEPS = 50
+OWN_ERRORS = 20
 
 
 class ShardFailedError(Exception):
@@ -118,12 +120,18 @@ class EnginePool:
     def _run(self) -> None:
         """Engines are launched from this thread, which outlives them: their parent-death signal hangs on it."""
         self._looked_at = time.monotonic()
+        errors = 0
         while not self._closing.is_set():
             self._work(TICK_SECONDS)
             try:
                 self._look()
-            except Exception:
+                errors = 0
+            except Exception as error:
                 log.exception("the pool met an error of its own")
+                errors += 1
+                if errors == OWN_ERRORS:  # nobody shall wait for a pool that cannot work
+                    self._trouble = f"the pool cannot go on: {type(error).__name__}: {error}"
+                    self._fail_all()
         self._work(0.0)  # shards that were asked for before the end
         self._end_all()
 
@@ -247,7 +255,11 @@ class EnginePool:
         self._hand_out()
 
     def _on_trouble(self, slot: Slot, event: Json) -> None:
-        self._note(f"engine {slot.view.number}: {event['message']}")
+        """Told once, however often it is tried again; an engine that waits for its store does not hang."""
+        slot.alive_at = time.monotonic()
+        step = f"engine {slot.view.number}: {event['message']}"
+        if step not in self._steps[-NEWEST_STEPS:]:
+            self._note(step)
 
     def _on_fatal(self, slot: Slot, event: Json) -> None:
         slot.last_words = slot.ending or event["message"]
