@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -59,6 +60,18 @@ def engines_of(output: Path) -> list[int]:
         except OSError:
             continue
     return sorted(found, key=lambda pid: (not _leads_a_group(pid), pid))
+
+
+def listens_to(pid: int) -> set[str]:
+    """Addresses, in /proc/net's hex, that a process accepts TCP connections at."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").open().readlines()[1:]
+    ]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
 
 
 def wait_until(true: Callable[[], object], seconds: float, every: float = 0.1) -> None:

@@ -18,12 +18,13 @@ import pytest
 import yaml
 
 from tests.conftest import RunFlow
-from tests.flow_runs import Place, engines_of, made, place_of, rows_of, start_flow, wait_until
+from tests.flow_runs import Place, engines_of, listens_to, made, place_of, rows_of, start_flow, wait_until
 
 pytestmark = pytest.mark.engine
 
 N, RECORDS, SHARDS = 2, 40, 8
 PATIENCE = 240.0
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,7 @@ def test_the_engine_killed_then_stopped(config: str, flow_environment: dict[str,
     flow = start_flow(flow_environment, "--config", config, "--output.path", str(output))
     try:
         wait_until(lambda: len(made(output)) >= 10, PATIENCE)
+        assert {address for pid in engines_of(output) for address in listens_to(pid)} <= LOOPBACK
         os.kill(engines_of(output)[0], signal.SIGKILL)
         kept = made(output)
         wait_until(lambda: len(made(output)) >= len(kept) + 10, PATIENCE)

@@ -36,6 +36,8 @@ _QUIET = {
 def base_environment(config: GenerateConfig) -> dict[str, str]:
     """This process's environment and what keeps a worker's libraries quiet; what the user has set wins."""
     environment = {**_QUIET, **os.environ}
+    if config.engine.pool == "local":
+        environment.setdefault("VLLM_HOST_IP", "127.0.0.1")  # its processes are all here: none has to listen to others
     if config.dataset.path.startswith("hf://") and "HF_HUB_OFFLINE" not in os.environ:
         del environment["HF_HUB_OFFLINE"]  # the worker reads the dataset from there
     return environment
