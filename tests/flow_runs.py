@@ -69,7 +69,9 @@ def listens_to(pid: int) -> set[str]:
         with contextlib.suppress(OSError):
             inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
     lines = [
-        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").open().readlines()[1:]
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
     ]
     return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
 
