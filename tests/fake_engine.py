@@ -23,6 +23,7 @@ class FakeEngine:
         self.facts: Json = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": 2048}
         self._tokens = 0
         self._gate = Path(spec.config.output.path, "gate")
+        self._broken = spec.number in spec.config.engine.extra.get("broken", [])
         self._delay = float(spec.config.engine.extra.get("delay", 0.0))
 
     def prepare(self, conversation: Conversation) -> Prepared:
@@ -32,6 +33,8 @@ class FakeEngine:
         return Prepared(text=text, payload=None)
 
     async def generate(self, request_id: str, prepared: Prepared, ask: Ask) -> list[Generated]:
+        if self._broken:
+            raise EngineDeadError("CUDA error: no kernel image is available for execution on the device")
         await asyncio.sleep(self._delay)
         if "POISON" in prepared.text:
             os._exit(11)
@@ -54,6 +57,8 @@ class FakeEngine:
 
 
 async def start(spec: EngineSpec) -> Engine:
+    if spec.number in spec.config.engine.extra.get("fail_slots", []):
+        raise RuntimeError("CUDA error: device is lost")
     if spec.config.engine.extra.get("fail_start"):
         raise RuntimeError(str(spec.config.engine.extra["fail_start"]))
     return FakeEngine(spec)

@@ -314,8 +314,10 @@ class EnginePool:
         if handle is not None and not stuck:
             handle.end(0.0)
         verdict = judge(slot, in_flight, was_starting, self._hunts, self._config)
-        self._note(verdict.step + (f" (log: {handle.log_path})" if handle is not None else ""))
-        self._go_on(slot, verdict.delay, verdict.give_up or stuck or hopeless)
+        give_up = verdict.give_up or stuck or hopeless
+        step = verdict.step + ("; it is given up" if give_up else "")
+        self._note(step + (f" (log: {handle.log_path})" if handle is not None else ""))
+        self._go_on(slot, verdict.delay, give_up)
 
     def _lost(self, slot: Slot) -> None:
         """The engine's machine is gone: no record is to blame, and suspects of an earlier crash stay suspects."""

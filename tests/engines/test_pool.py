@@ -96,6 +96,26 @@ def test_kill_9_of_an_engine_loses_only_what_was_in_flight(tmp_path: Path) -> No
     assert not run.rows(errors=True)
 
 
+@pytest.mark.parametrize("fault", ["fail_slots", "broken"])
+def test_an_engine_that_never_works_is_given_up_and_the_others_go_on(tmp_path: Path, fault: str) -> None:
+    """`broken`: it starts, and dies of each request; no record is blamed for that."""
+    run = FakeRun.make(
+        tmp_path, prompts(200), replicas=2, engine={"extra": {fault: [1], "delay": 0.3}, "max_num_seqs": 4}
+    )
+    run.run()
+    assert run.places() == all_places(200, 1)
+    assert not run.rows(errors=True)
+    assert all("engine 1 ended" in step for step in run.view.steps)
+    assert "given up" in run.view.steps[-1]
+
+
+def test_with_no_engine_left_the_run_fails_and_blames_no_record(tmp_path: Path) -> None:
+    run = FakeRun.make(tmp_path, prompts(20), engine={"extra": {"broken": [0]}})
+    with pytest.raises(RunError, match=r"no engine is left: .*no kernel image"):
+        run.run()
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
 def test_an_engine_that_cannot_start_fails_the_run_with_its_words(tmp_path: Path) -> None:
     run = FakeRun.make(tmp_path, prompts(10), engine={"extra": {"fail_start": "no such architecture"}})
     with pytest.raises(RunError, match="no such architecture"):
