@@ -86,8 +86,8 @@ class MessageWriter:
         if "resized_width" in options and "resized_height" in options:
             return int(options["resized_width"]), int(options["resized_height"])
         pixels = image.width * image.height
-        most = options.get("max_pixels", self._config.max_pixels) or pixels
-        least = options.get("min_pixels", self._config.min_pixels) or pixels
+        most = options.get("max_pixels", self._config.max_pixels) or math.inf
+        least = options.get("min_pixels", self._config.min_pixels) or 0
         factor = math.sqrt(min(most, max(least, pixels)) / pixels)
         if factor == 1.0:
             return image.size
