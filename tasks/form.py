@@ -54,7 +54,8 @@ def form_title(name: str, _field: FieldInfo | ComputedFieldInfo) -> str:
 
 def form_schema(schema: dict[str, Any]) -> None:
     """Make a section's JSON schema one that reads well as a form."""
-    for field in schema.get("properties", {}).values():
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position  # PostgreSQL keeps no order of a document's keys
         if "const" in field:
             field["enum"] = [field.pop("const")]
         _may_be_empty(field)
