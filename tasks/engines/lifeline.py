@@ -16,6 +16,8 @@ import sys
 import threading
 from pathlib import Path
 
+from tasks.engines.keeper import remove, shared_memory_of
+
 ENGINE_PID = "DATAGEN_ENGINE_PID"
 """Environment variable: the pid of the engine's own process; what vLLM starts below it is told apart by it."""
 
@@ -36,7 +38,11 @@ def die_with_parent() -> None:
 
 
 def end_group(pid: int, grace: float, process: subprocess.Popen[bytes] | None = None) -> None:
-    """End the process group led by `pid`: SIGTERM, then SIGKILL after `grace` seconds or once the leader is gone."""
+    """End the process group led by `pid`: SIGTERM, then SIGKILL after `grace` seconds or once the leader is gone.
+
+    Shared memory that it would leave behind is removed.
+    """
+    shared = shared_memory_of([pid])
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGTERM)
     if process is not None:
@@ -46,6 +52,7 @@ def end_group(pid: int, grace: float, process: subprocess.Popen[bytes] | None = 
         os.killpg(pid, signal.SIGKILL)
     if process is not None:
         process.wait()
+    remove(shared)
 
 
 class Keeper:

@@ -20,7 +20,7 @@ from typing import IO
 
 import orjson
 
-from tasks.engines import lifeline
+from tasks.engines import keeper, lifeline
 from tasks.engines.base import Ask, Engine, EngineSpec
 from tasks.engines.feeder import Feeder
 from tasks.engines.root_cause import log_position, root_cause
@@ -176,6 +176,7 @@ class Worker:
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         if os.getpgid(0) == os.getpid():
+            keeper.remove(keeper.shared_memory_of([os.getpid()]))
             os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
