@@ -254,7 +254,8 @@ class ShardManifest(_File):
     """What a finished shard holds. The shard is believed only while both files have these sizes and hashes.
 
     `grading` says which validation settings the answers and the tally are by (tasks.tally.grading_key). `timeline` has
-    one span a checkpoint, in order of time.
+    one span a checkpoint, in order of time. `etags` are those that S3 gave the files, by their names: a file that still
+    has its ETag is the one that was written, and needs not be read to know it.
     """
 
     version: int = 1
@@ -273,3 +274,4 @@ class ShardManifest(_File):
     seconds: float = 0.0
     grading: str = ""
     timeline: tuple[Span, ...] = ()
+    etags: dict[str, str] = Field(default_factory=dict)

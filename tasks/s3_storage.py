@@ -73,6 +73,13 @@ class S3Storage:
         except FileNotFoundError:
             return None
 
+    def etag(self, name: str) -> str | None:
+        try:
+            with self._told(name):
+                return str(self._fs.call_s3("head_object", Bucket=self.bucket, Key=self.key(name))["ETag"])
+        except FileNotFoundError:
+            return None
+
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), self._told(name):
             self._fs.rm(self._path(name), recursive=True)

@@ -68,6 +68,9 @@ class ShardStore:
                 return f"{name} is gone"
             if size != file.bytes:
                 return f"{name} has {size} bytes, not the {file.bytes} it was finished with"
+            etag = manifest.etags.get(file.name)
+            if etag is not None and self.storage.etag(name) == etag:
+                continue
             if sha256_of(self.storage, name) != file.sha256:
                 return f"{name} was changed after it was finished"
         return None
@@ -102,6 +105,7 @@ class ShardStore:
             sha256=shard.sha256,
             data=data,
             errors=errors,
+            etags={f.name: etag for f in (data, errors) if (etag := self.storage.etag(f"{self.folder}/{f.name}"))},
             **facts,
         )
         write(self.storage, self._manifest_name(shard), manifest.model_dump_json(indent=1).encode())

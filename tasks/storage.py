@@ -43,6 +43,9 @@ class Storage(Protocol):
     def size(self, name: str) -> int | None:
         """Bytes, or None where there is no such file."""
 
+    def etag(self, name: str) -> str | None:
+        """What the store changes with a file's content; None where it has nothing of the kind, or there is no file."""
+
     def remove(self, name: str) -> None:
         """Remove a file or folder with all below it; nothing happens where there is none."""
 
@@ -125,6 +128,10 @@ class LocalStorage:
             return self._path(name).stat().st_size
         except FileNotFoundError:
             return None
+
+    def etag(self, name: str) -> str | None:
+        del name
+        return None
 
     def remove(self, name: str) -> None:
         path = self._path(name)

@@ -17,6 +17,7 @@ from tasks.merge_shards import merge
 from tasks.records import Json
 from tasks.s3_storage import S3Storage
 from tasks.s3_upload import SMALLEST_COPY, SMALLEST_PART, S3Upload
+from tasks.shard_store import ShardStore
 from tasks.storage import open_storage, sha256_of, write
 from tests.seaweed import Seaweed, SeaweedServer, seaweed
 from tests.shards import KEY, dataset_of, finish_all, sample_row
@@ -140,6 +141,24 @@ def test_merging_sends_no_large_shard_again(storage: S3Storage, calls: list[tupl
     assert merge(local, f"shards/{KEY}", finish_all(local, dataset, 1, ValidationConfig(), row)) == merged
     assert sum(size for _, size in calls) < 10 * MB
     assert sum(method == "UploadPartCopy" for method, _ in calls) == 3
+
+
+def test_a_finished_shard_is_known_by_its_etags_and_an_edited_one_by_its_hash(
+    storage: S3Storage, calls: list[tuple[str, int]]
+) -> None:
+    (shard,) = finish_all(storage, dataset_of(16, 16), 1, ValidationConfig())
+    store = ShardStore(storage, KEY)
+    calls.clear()
+    assert store.damage(shard) is None
+    assert {operation for operation, _ in calls} == {"HeadObject"}
+    name = f"{store.folder}/{shard.data.name}"
+    content = storage.read(name)
+    write(storage, name, content.replace(b"answer", b"Answer", 1))
+    assert store.damage(shard) == f"{name} was changed after it was finished"
+    write(storage, name, content)
+    assert store.damage(shard.model_copy(update={"etags": {shard.data.name: "none"}})) is None
+    storage.remove(name)
+    assert store.damage(shard) == f"{name} is gone"
 
 
 @pytest.fixture
