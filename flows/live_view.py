@@ -137,7 +137,8 @@ def _engines_sentence(view: PoolView) -> str:
     speed = sum(engine.tokens_per_second for engine in view.engines)
     states = Counter(engine.state for engine in view.engines)
     words = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet"
-    return f"{words} · {speed:,.0f} tokens/s · {sum(engine.tokens for engine in view.engines):,} tokens by this run"
+    pace = f" · {speed:,.0f} tokens/s" if speed else ""
+    return f"{words}{pace} · {sum(engine.tokens for engine in view.engines):,} tokens by this run"
 
 
 def _json(rows: list[dict[str, Any]]) -> str:
