@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import _server, harness, peers, readme, throughput
+from tests.benchmarks import _server, harness, orchestration, peers, readme, throughput
 from tests.benchmarks.__main__ import main
 from tests.benchmarks._server import Server
 from tests.benchmarks.workloads import WORKLOADS
@@ -40,10 +40,10 @@ def test_a_benchmark_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[
     assert "throughput" in capsys.readouterr().err
 
 
-def test_split_at_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = run(tmp_path, "split", "--records", 2000, 20000, "--rounds", 1)
-    assert [row["records"] for row in kept["rows"]] == [2000, 20000]
-    assert kept["rows"][1]["GB"] == pytest.approx(20000 * 200 / 1e9, rel=0.2)
+def test_split_against_commands_that_read_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = run(tmp_path, "split", "--records", 20000, "--rounds", 1)
+    assert [row["records"] for row in kept["rows"]] == [20000]
+    assert kept["rows"][0]["GB"] == pytest.approx(20000 * 200 / 1e9, rel=0.2)
     assert kept["machine"]["cores"] >= 1
     assert "(asked: <= 64)" in capsys.readouterr().out
 
@@ -121,10 +121,23 @@ def test_the_usual_script_makes_all_tokens(tmp_path: Path, tiny_qwen3: Path) -> 
     assert made["tokens"] == 2 * asked
 
 
-def test_orchestration_of_two_sizes_and_a_rerun(tmp_path: Path) -> None:
-    kept = run(tmp_path, "orchestration", "--shards", 2, "--no-warm-up")
-    assert [row["run"] for row in kept["rows"]] == ["2 shards", "2 shards again"]
-    assert kept["rows"][1]["of it engine start s"] == 0
+def test_a_shard_costs_the_flow_without_the_engines_start(tmp_path: Path, flow_environment: dict[str, str]) -> None:
+    row = orchestration.run_flow(tmp_path / "two", 2, flow_environment)
+    assert 0 < row["of it engine start s"] < row["flow s"] < row["command s"]
+    assert row["ms a shard"] == pytest.approx(500 * (row["flow s"] - row["of it engine start s"]), abs=10)
+
+
+def test_orchestration_compares_sizes_and_a_rerun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[Path, int] = {}
+
+    def run_flow(folder: Path, shards: int, environment: dict[str, str]) -> dict[str, Any]:
+        seen[folder] = seen.get(folder, 0) + 1
+        return {"run": f"{shards:,} shards", "ms a shard": 20.0 + shards / 100 if seen[folder] == 1 else 5.0}
+
+    monkeypatch.setattr(orchestration, "run_flow", run_flow)
+    kept = run(tmp_path, "orchestration", "--shards", 10, 1000)
+    assert [row["run"] for row in kept["rows"]] == ["10 shards", "1,000 shards", "1,000 shards again"]
+    assert list(kept["figures"].values()) == [30.0, 1.49, 5.0]
 
 
 class _Answers(BaseHTTPRequestHandler):
