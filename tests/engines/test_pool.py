@@ -96,6 +96,26 @@ def test_kill_9_of_an_engine_loses_only_what_was_in_flight(tmp_path: Path) -> No
     assert not run.rows(errors=True)
 
 
+def test_a_run_that_is_stopped_writes_what_is_made(tmp_path: Path) -> None:
+    engine = {"max_num_seqs": 4, "extra": {"delay": 0.1}}
+    output, dataset = {"chunk_seconds": 600}, {"shard_size": 1000}
+    run = FakeRun.make(tmp_path, prompts(600), engine=engine, output=output, dataset=dataset)
+
+    def run_until_closed() -> None:
+        with pytest.raises(ShardFailedError):
+            run.run()
+
+    thread = threading.Thread(target=run_until_closed)
+    thread.start()
+    while run.view.samples < 20:
+        time.sleep(0.02)
+    assert not list((tmp_path / "out").rglob("chunk-*"))
+    run.pool.close()
+    thread.join()
+    chunks = list((tmp_path / "out").rglob("chunk-*"))
+    assert sum(len(chunk.read_bytes().splitlines()) for chunk in chunks) >= 20
+
+
 @pytest.mark.parametrize("fault", ["fail_slots", "broken"])
 def test_an_engine_that_never_works_is_given_up_and_the_others_go_on(tmp_path: Path, fault: str) -> None:
     """`broken`: it starts, and dies of each request; no record is blamed for that."""

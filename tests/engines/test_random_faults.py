@@ -16,7 +16,7 @@ from tests.engines.simulation import Plan, Simulation, simulated_time
 
 RECORDS = 40
 SHARD_SIZE = 12
-SCHEDULES = 240
+SCHEDULES = 210
 
 
 @cache
