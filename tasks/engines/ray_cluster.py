@@ -7,6 +7,7 @@ the time, and whoever else wants to know looks at what it saw last, and when.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
 import socket
@@ -155,6 +156,7 @@ def _connect(address: str | None) -> tuple[str, bool]:
     if ray.is_initialized():
         return place, False
     _require_listener(place)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what it warns of is told by our own messages
     options: dict[str, Any] = {} if place.startswith("ray://") else {"configure_logging": False}
     failed: list[Exception] = []
 
