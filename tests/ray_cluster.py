@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a token that lies in the home folder is another cluster's
 
 _SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tasks.config import EngineConfig
@@ -189,4 +190,6 @@ def _require_listener(place: str) -> None:
 
 
 def _no_cluster(place: str, reason: object) -> RunError:
-    return RunError(f"engine.ray_address: no Ray cluster to be had at '{place}': {' '.join(str(reason).split())}")
+    token = "RAY_AUTH_MODE" not in os.environ and Path("~/.ray/auth_token").expanduser().exists()
+    hint = " (where clusters ask for the token in ~/.ray/auth_token, set RAY_AUTH_MODE=token)" if token else ""
+    return RunError(f"engine.ray_address: no Ray cluster to be had at '{place}': {' '.join(str(reason).split())}{hint}")
