@@ -43,8 +43,9 @@ class Checks:
     dummy_weights: bool
 
 
-GROUPS = {"events": 1, "commands": 1, "end": 1}
-"""Ray's concurrency groups: a thread each for hearing, for commands in their order, and for the end, whatever waits."""
+GROUPS = {"events": 1, "send": 1, "end": 1}
+"""Ray's concurrency groups, one for each of these methods: a thread for hearing, one for commands in their order, and
+one for the end, whatever waits."""
 
 
 class EngineActor:
@@ -105,6 +106,10 @@ class EngineActor:
         with self._changed:
             self._events.append(event)
             self._changed.notify()
+
+
+for _name in GROUPS:
+    ray.method(concurrency_group=_name)(getattr(EngineActor, _name))
 
 
 def _check_files(config: GenerateConfig, checks: Checks) -> None:

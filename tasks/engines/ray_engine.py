@@ -55,7 +55,7 @@ class RayEngine:
     def send(self, command: Json) -> None:
         """Never raises, never waits."""
         if self._started and not self._gone:
-            quietly(lambda: self._place.call("send", orjson.dumps(command), group="commands"))
+            quietly(lambda: self._place.call("send", orjson.dumps(command)))
 
     def end(self, grace: float) -> None:
         """End the worker, and where its node does not answer, the actor."""
@@ -63,7 +63,7 @@ class RayEngine:
         if self._gone or not self._started or self._place.cluster.trouble is not None:
             return
         try:
-            ray.get(self._place.call("end", grace, group="end"), timeout=grace + END_SECONDS)
+            ray.get(self._place.call("end", grace), timeout=grace + END_SECONDS)
         except Exception:
             self._place.release()
 
@@ -105,7 +105,7 @@ class RayEngine:
         seen, broken_since = 0, None
         while True:
             try:
-                events = orjson.loads(ray.get(self._place.call("events", seen, group="events")))
+                events = orjson.loads(ray.get(self._place.call("events", seen)))
             except ActorUnavailableError:
                 broken_since = broken_since or time.monotonic()
                 if time.monotonic() - broken_since > UNAVAILABLE_SECONDS:

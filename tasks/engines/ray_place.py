@@ -38,10 +38,9 @@ class RayPlace:
         self.actor = self._start_actor(group)
         return True
 
-    def call(self, method: str, *arguments: Any, group: str | None = None) -> Any:
+    def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the actor; returns Ray's reference to the result at once."""
-        remote = getattr(self.actor, method)
-        return (remote.options(concurrency_group=group) if group else remote).remote(*arguments)
+        return getattr(self.actor, method).remote(*arguments)
 
     def release(self) -> None:
         """Give the place back, and end what is there. Nothing answers on a dead cluster, and nothing is left there."""
