@@ -21,13 +21,13 @@ from typing import IO
 import orjson
 
 from tasks.engines import keeper, lifeline
-from tasks.engines.base import Ask, Engine, EngineSpec
+from tasks.engines.base import Ask, Engine, EngineDeadError, EngineSpec
 from tasks.engines.feeder import Feeder
 from tasks.engines.root_cause import log_position, root_cause
 from tasks.engines.vllm_args import cpu_environment
 from tasks.engines.worker_process import AHEAD
 from tasks.prompts.conversation import Conversation
-from tasks.records import Json, RecordError, Shard
+from tasks.records import Json, Shard
 from tasks.shard_store import ShardStore
 from tasks.storage import open_storage
 
@@ -64,9 +64,13 @@ async def start_engine(spec: EngineSpec) -> Engine:
 async def _first_token(engine: Engine) -> None:
     """An engine that has made a token works; one that dies of its very first would else be taken for poisoned."""
     hello = [{"role": "user", "content": "Hello"}]
-    with contextlib.suppress(RecordError):
+    try:
         prepared = await asyncio.to_thread(engine.prepare, Conversation("prompt", hello, None, None, "first token"))
         await engine.generate("first-token", prepared, Ask(n=1, max_tokens=1))
+    except EngineDeadError:
+        raise
+    except Exception as error:  # it says nothing of the engine: this model wants other prompts
+        print(f"no first token: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 class Worker:
