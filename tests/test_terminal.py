@@ -54,12 +54,17 @@ def test_any_error_is_one_line(tmp_path: Path, error: Exception) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_terminal_stops_the_run_but_not_under_nohup(tmp_path: Path) -> None:
-    for before, status in (("SIG_DFL", 130), ("SIG_IGN", 1)):
-        program = RAISES.replace("raise ", f"os.kill(os.getpid(), {int(signal.SIGHUP)}); time.sleep(0.2); raise ")
-        program = f"import signal; signal.signal(signal.SIGHUP, signal.{before})\n{program}"
-        done = subprocess.run([sys.executable, "-c", program, str(tmp_path), "OSError('went on')"], capture_output=True)
-        assert done.returncode == status, done.stderr
+@pytest.mark.parametrize(
+    ("signum", "before", "status"),
+    [(signal.SIGTERM, "SIG_DFL", 130), (signal.SIGHUP, "SIG_DFL", 130), (signal.SIGHUP, "SIG_IGN", 1)],
+)
+def test_a_closed_terminal_stops_the_run_as_sigterm_does_but_not_under_nohup(
+    tmp_path: Path, signum: signal.Signals, before: str, status: int
+) -> None:
+    program = RAISES.replace("raise ", f"os.kill(os.getpid(), {int(signum)}); time.sleep(0.2); raise ")
+    program = f"import signal; signal.signal({int(signum)}, signal.{before})\n{program}"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path), "OSError('went on')"], capture_output=True)
+    assert done.returncode == status, done.stderr
 
 
 RAISES = f"""
