@@ -13,7 +13,6 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -21,9 +20,10 @@ from tasks.config import EngineConfig
 from tasks.engines import watchdog
 from tasks.engines.hunt import Hunts
 from tasks.engines.launcher import EngineHandle, Launcher
+from tasks.engines.orders import Orders
 from tasks.engines.recovery import MAX_RESTARTS, judge
 from tasks.engines.slot import Slot
-from tasks.engines.view import EngineView, PoolView, ShardView
+from tasks.engines.view import EngineView, PoolView
 from tasks.errors import RunError
 from tasks.records import Json, Shard, ShardManifest
 
@@ -66,12 +66,8 @@ class EnginePool:
         self._config = config
         self._inbox: queue.Queue[Callable[[], None]] = queue.Queue()
         self._slots: list[Slot] = []
-        self._futures: dict[int, Future[ShardManifest]] = {}
-        self._pending: deque[Shard] = deque()
+        self._orders = Orders()
         self._hunts = Hunts()
-        self._samples = 0
-        self._errors = 0
-        self._rows: dict[int, Counter[str]] = {}
         self._steps: list[str] = []
         self._trouble: str | None = None
         self._looked_at = 0.0
@@ -97,12 +93,11 @@ class EnginePool:
     def view(self) -> PoolView:
         """The figures now."""
         engines = [EngineView(**vars(slot.view)) for slot in list(self._slots)]
-        shards = {index: self._shard_view(slot, index) for slot in list(self._slots) for index in list(slot.shards)}
-        return PoolView(engines, self._samples, self._errors, list(self._steps), shards)
-
-    def _shard_view(self, slot: Slot, index: int) -> ShardView:
-        rows = self._rows.get(index, Counter())
-        return ShardView(slot.view.number, rows["samples"], rows["errors"])
+        orders = self._orders
+        shards = {
+            index: orders.view(index, slot.view.number) for slot in list(self._slots) for index in list(slot.shards)
+        }
+        return PoolView(engines, orders.samples, orders.errors, list(self._steps), shards)
 
     def facts(self) -> Json:
         """What the engines said of themselves when they started, for the manifest."""
@@ -151,8 +146,7 @@ class EnginePool:
             log.exception("the pool met an error of its own")
 
     def _take(self, shard: Shard, future: Future[ShardManifest]) -> None:
-        self._futures[shard.index] = future
-        self._pending.append(shard)
+        self._orders.add(shard, future)
         if self._trouble or (self._slots and all(slot.given_up for slot in self._slots)):
             self._fail_all()
         self._hand_out()
@@ -160,16 +154,16 @@ class EnginePool:
     def _hand_out(self) -> None:
         """Give shards to engines that want one: what they held before they died, then new ones, then what waits for a
         dead engine. None takes more than its share of what is left."""
-        alive = [slot for slot in self._slots if not slot.given_up]
+        alive, waiting = [slot for slot in self._slots if not slot.given_up], self._orders.waiting
         for slot in alive:
             if not slot.wants or not slot.up:
                 continue
-            share = -(-len(self._futures) // len(alive))
+            share = -(-len(self._orders) // len(alive))
             if slot.backlog:
                 self._give(slot, slot.backlog.popleft())
-            elif self._pending and len(slot.shards) < share:
-                self._give(slot, self._pending.popleft())
-            elif not slot.shards and not self._pending:
+            elif waiting and len(slot.shards) < share:
+                self._give(slot, waiting.popleft())
+            elif not slot.shards and not waiting:
                 owner = next((other for other in alive if other.backlog and not other.up), None)
                 if owner is not None:
                     self._give(slot, owner.backlog.popleft())
@@ -229,10 +223,7 @@ class EnginePool:
         slot.end(event["record"])
 
     def _on_rows(self, _slot: Slot, event: Json) -> None:
-        self._samples += event["samples"]
-        self._errors += event["errors"]
-        rows = self._rows.setdefault(event["shard"], Counter())
-        rows.update({"samples": event["samples"], "errors": event["errors"]})
+        self._orders.note_rows(event)
 
     def _on_stats(self, slot: Slot, event: Json) -> None:
         slot.note(event)
@@ -241,17 +232,14 @@ class EnginePool:
         manifest = ShardManifest.model_validate(event["manifest"])
         slot.take_back(event["shard"])
         slot.fruitless = slot.restarts = 0
-        self._rows.pop(event["shard"], None)
-        future = self._futures.pop(event["shard"], None)
-        if future is not None:
-            future.set_result(manifest)
+        self._orders.done(manifest, event["shard"])
         self._hand_out()
 
     def _on_shard_failed(self, slot: Slot, event: Json) -> None:
         slot.take_back(event["shard"])
         changed = event["kind"] == "InputChanged"
         error = (InputChangedInEngineError if changed else ShardFailedError)(event["message"])
-        self._fail(event["shard"], error)
+        self._orders.fail(event["shard"], error)
         self._hand_out()
 
     def _on_trouble(self, slot: Slot, event: Json) -> None:
@@ -288,7 +276,7 @@ class EnginePool:
 
     def _grow(self) -> None:
         """Start engines where places have come up, while there is a shard for them; or learn that there are none."""
-        if self._pending:
+        if self._orders.waiting:
             for number in range(len(self._slots), self._launcher.slots):
                 self._slots.append(Slot(EngineView(number)))
                 self._launch(self._slots[number])
@@ -344,7 +332,7 @@ class EnginePool:
     def _give_up(self, slot: Slot) -> None:
         slot.view.state = "given up"
         log.error("engine %d is given up", slot.view.number)
-        self._pending.extendleft(reversed(slot.backlog))
+        self._orders.give_back(slot.backlog)
         slot.backlog.clear()
         if all(other.given_up for other in self._slots):
             self._fail_all()
@@ -353,14 +341,7 @@ class EnginePool:
 
     def _fail_all(self) -> None:
         words = self._trouble or f"no engine is left: {(self._steps or ['none could be started'])[-1]}"
-        for index in list(self._futures):
-            self._fail(index, RunError(words))
-        self._pending.clear()
-
-    def _fail(self, index: int, error: Exception) -> None:
-        future = self._futures.pop(index, None)
-        if future is not None:
-            future.set_exception(error)
+        self._orders.fail_all(RunError(words))
 
     def _end_all(self) -> None:
         handles = [slot.handle for slot in self._slots if slot.handle is not None]
@@ -373,5 +354,4 @@ class EnginePool:
             thread.join(watchdog.END_SECONDS)
         for slot in self._slots:
             slot.view.state = "ended"
-        for index in list(self._futures):
-            self._fail(index, RunStoppedError("the run was stopped"))
+        self._orders.fail_all(RunStoppedError("the run was stopped"))
