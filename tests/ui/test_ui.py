@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from prefect.client.orchestration import PrefectClient
 
 from infra.prefect_setup import dead_runs
 from tests.ui.conftest import SHOTS, Team, engines_of, wait_for
@@ -132,7 +130,7 @@ def test_a_failed_gate_is_told_with_its_figure(team: Team, page: Page) -> None:
     assert told in team.state(run)[1]
     page.goto(f"{team.ui}/runs/flow-run/{run}?tab=Details")
     expect(page.get_by_text(told).first).to_be_visible()
-    page.screenshot(path=SHOTS / "failed-gate.png")
+    page.screenshot(path=SHOTS / "failed-gate.png", full_page=True)
     gates = json.loads(team.artifacts(run)["validation"]["data"])
     assert gates[0]["passed"] == "no"
     assert "report" in team.artifacts(run)
@@ -155,7 +153,7 @@ def test_a_schedule_of_seconds_runs_again_without_overlap_and_all_cached(team: T
 
 def test_a_run_that_is_killed_with_its_worker_does_not_stay_running(team: Team, configs: Path) -> None:
     """With less patience than infra/ has: the run must be silent for 12 s, not for three of its heartbeats."""
-    asyncio.run(_be_impatient(team.api, timedelta(seconds=12)))
+    _be_impatient(team, timedelta(seconds=12))
     output = configs / "out-killed"
     parameters = {"output": {"path": str(output), "chunk_seconds": 0.5}}
     body = {"parameters": parameters}
@@ -169,11 +167,10 @@ def test_a_run_that_is_killed_with_its_worker_does_not_stay_running(team: Team, 
     assert "No heartbeat" in team.state(run)[1]
 
 
-async def _be_impatient(api: str, silence: timedelta) -> None:
-    async with PrefectClient(api) as client:
-        automation = dead_runs(silence)
-        (known,) = await client.read_automations_by_name(automation.name)
-        await client.update_automation(known.id, automation)
+def _be_impatient(team: Team, silence: timedelta) -> None:
+    automation = dead_runs(silence)
+    (known,) = team.call("/automations/filter", {"automations": {"name": {"any_": [automation.name]}}})
+    team.call(f"/automations/{known['id']}", automation.model_dump(mode="json", exclude_unset=True), "PUT")
 
 
 def _finished(output: Path) -> list[Path]:
