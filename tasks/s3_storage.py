@@ -13,7 +13,7 @@ from typing import IO, cast
 
 from tasks.s3_patience import is_transient
 from tasks.s3_upload import SMALLEST_COPY, S3Upload
-from tasks.storage import COPY_BYTES, filesystem
+from tasks.storage import COPY_BYTES, FROM_START_TO_END, filesystem
 
 
 class S3Storage:
@@ -30,11 +30,9 @@ class S3Storage:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        with _reached(self.root):
-            # The next block comes while this one is used; a file that is replaced meanwhile is an error.
-            options = {"cache_type": "background", "cache_options": {"maxblocks": 4}, "block_size": COPY_BYTES}
-            with self._fs.open(self._path(name), "rb", **options) as file:
-                yield cast("IO[bytes]", file)
+        options = {"block_size": COPY_BYTES, **FROM_START_TO_END}
+        with _reached(self.root), self._fs.open(self._path(name), "rb", **options) as file:
+            yield cast("IO[bytes]", file)
 
     @contextlib.contextmanager
     def writer(self, name: str) -> Iterator[IO[bytes]]:

@@ -17,12 +17,13 @@ SMALLEST_PART = 5 << 20
 """S3 takes no smaller part, but for the last."""
 SMALLEST_COPY = 16 << 20
 """Smaller objects are cheaper to send again than to copy, and some could not be a part."""
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 MOST_COPIED = 256 << 20
 """Bytes that S3 is asked to copy by one request: what it does in seconds."""
-_PARTS_OF_A_SIZE = 2000
-"""Parts, after which they become twice as large: S3 takes 10,000 a file."""
+_PARTS_OF_A_SIZE = 1500
+"""Parts, after which they become twice as large: S3 takes 10,000 a file, which so may have a terabyte."""
 _AT_ONCE = 4
+_BYTES_AT_ONCE = 64 << 20
 
 
 class S3Upload(io.RawIOBase):
@@ -48,9 +49,8 @@ class S3Upload(io.RawIOBase):
         with memoryview(data) as view, view.cast("B") as content:
             self._buffer += content
             self._position += len(content)
-            size = PART_BYTES << (len(self._parts) // _PARTS_OF_A_SIZE)
-            while len(self._buffer) >= size:
-                self._send(bytes(self._buffer[:size]))
+            while len(self._buffer) >= (size := self._part_bytes):
+                self._send(bytes(memoryview(self._buffer)[:size]))
                 del self._buffer[:size]
             return len(content)
 
@@ -91,6 +91,10 @@ class S3Upload(io.RawIOBase):
             with contextlib.suppress(Exception):
                 self._fs.call_s3("abort_multipart_upload", **self._place, UploadId=self._upload)
 
+    @property
+    def _part_bytes(self) -> int:
+        return PART_BYTES << (len(self._parts) // _PARTS_OF_A_SIZE)
+
     def _complete(self) -> None:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._parts, 1)]
         try:
@@ -121,7 +125,7 @@ class S3Upload(io.RawIOBase):
         def run() -> None:
             self._parts[number] = request({**self._place, "UploadId": self._upload, "PartNumber": number + 1})
 
-        self._wait(_AT_ONCE - 1)
+        self._wait(min(_AT_ONCE, max(1, _BYTES_AT_ONCE // self._part_bytes)) - 1)
         self._pending.append(self._threads.submit(run))
 
     def _wait(self, left: int) -> None:

@@ -17,6 +17,8 @@ from typing import IO, Any, Protocol, cast
 import fsspec
 
 COPY_BYTES = 8 << 20
+FROM_START_TO_END: dict[str, Any] = {"cache_type": "background", "cache_options": {"maxblocks": 3}}
+"""How fsspec reads a remote file of which all is wanted: the next block comes while this one is used."""
 _TEMPORARY = ".tmp-"
 
 
@@ -172,8 +174,12 @@ def open_range(path: str, start: int, end: int) -> Iterator[bytes]:
 
 
 def open_input(path: str, cache_type: str = "readahead") -> IO[bytes]:
-    """An input file, local or remote, to read and seek in. `cache_type` is fsspec's, for a remote one."""
+    """An input file, local or remote, to read and seek in.
+
+    `cache_type` is fsspec's, for a remote one: "background" to read it from start to end.
+    """
     if is_remote(path):
         fs, place = filesystem(path)
-        return cast("IO[bytes]", fs.open(place, "rb", cache_type=cache_type, block_size=COPY_BYTES))
+        options = FROM_START_TO_END if cache_type == "background" else {"cache_type": cache_type}
+        return cast("IO[bytes]", fs.open(place, "rb", block_size=COPY_BYTES, **options))
     return Path(path.removeprefix("file://")).expanduser().open("rb")

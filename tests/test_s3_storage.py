@@ -128,7 +128,7 @@ def test_merging_sends_no_large_shard_again(storage: S3Storage, calls: list[tupl
     text = os.urandom(MB * 11 // 20).hex()
 
     def row(index: int, sample: int) -> Json:
-        large = index < 24 or index >= 40
+        large = index < 48
         return sample_row(index, sample) | ({"predict": f"{index} {text}"} if large else {})
 
     dataset = dataset_of(49, 16)

@@ -68,7 +68,7 @@ def _blocks(path: str, cutter: ShardCutter) -> Iterator[bytes]:
     if is_compressed(path):
         yield from read_compressed(path, BLOCK_BYTES, cutter.hash_input)
         return
-    with open_input(path) as file:
+    with open_input(path, "background") as file:
         while block := file.read(BLOCK_BYTES):
             yield block
 

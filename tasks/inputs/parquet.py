@@ -163,7 +163,7 @@ def _selected(names: list[str], columns: Columns) -> list[str]:
 
 
 def _hash_file(path: str, cutter: ShardCutter) -> None:
-    with open_input(path) as file:
+    with open_input(path, "background") as file:
         while block := file.read(BUFFER_BYTES):
             cutter.hash_input(block)
 

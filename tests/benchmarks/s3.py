@@ -18,11 +18,11 @@ from tasks.config import DatasetConfig, ValidationConfig
 from tasks.merge_shards import merge
 from tasks.records import Json, ShardManifest
 from tasks.split_dataset import split
-from tasks.storage import filesystem, open_storage
+from tasks.storage import filesystem, open_storage, write
 from tests.benchmarks.harness import Figures, Result, apart, peak_growth_mb, seconds
 from tests.benchmarks.split import generate
 from tests.seaweed import running_seaweed
-from tests.shards import KEY, dataset_of, finish_all, sample_row
+from tests.shards import KEY, dataset_of, finish_shard, sample_row
 
 FOLDER = f"shards/{KEY}"
 ROW_BYTES = 2000
@@ -60,9 +60,8 @@ def _split_row(folder: Path, size: int, rounds: int) -> Figures:
 
 
 def _merge_rows(folder: Path, size: int, shard_bytes: int, name: str, rounds: int) -> list[Figures]:
-    root, records = f"s3://bench/{name}", size // ROW_BYTES
-    dataset = dataset_of(records, shard_bytes // ROW_BYTES)
-    manifests = finish_all(open_storage(root), dataset, 1, ValidationConfig(), _long_row)
+    root = f"s3://bench/{name}"
+    manifests = _make_shards(root, size // shard_bytes, shard_bytes // ROW_BYTES)
     _best(1, _merge, root, manifests, "jsonl")
     path = folder / "whole"
     filesystem(root)[0].get_file(f"bench/{name}/data.jsonl", str(path))
@@ -72,6 +71,23 @@ def _merge_rows(folder: Path, size: int, shard_bytes: int, name: str, rounds: in
         ours = _best(rounds, _merge, root, manifests, what)
         both = plain["download s"] + plain["upload s"]
         made.append(_row(f"merge, {name} shards, {what}", path.stat().st_size, ours, plain, both))
+    return made
+
+
+def _make_shards(root: str, count: int, records: int) -> list[ShardManifest]:
+    """So many shards, with the rows of the first; merging does not look at what a row says."""
+    storage, dataset = open_storage(root), dataset_of(count * records, records)
+    first = finish_shard(storage, dataset.shards[0], 1, ValidationConfig(), _long_row)
+    data, errors = (storage.read(f"{FOLDER}/{file.name}") for file in (first.data, first.errors))
+    made = [first]
+    for shard in dataset.shards[1:]:
+        write(storage, f"{FOLDER}/{shard.name}.jsonl", data)
+        write(storage, f"{FOLDER}/{shard.name}.errors.jsonl", errors)
+        files = {
+            "data": first.data.model_copy(update={"name": f"{shard.name}.jsonl"}),
+            "errors": first.errors.model_copy(update={"name": f"{shard.name}.errors.jsonl"}),
+        }
+        made.append(first.model_copy(update={"index": shard.index, "start": shard.start, **files}))
     return made
 
 
