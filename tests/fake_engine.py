@@ -1,7 +1,8 @@
 """An engine for faults that a real one cannot be made to show: `python -m tests.fake_engine` in place of the worker.
 
 A record's prompt says what happens: POISON ends the process, HANG never answers, SLOW takes a second, GATE waits until
-the file `gate` in the run's output folder is there; anything else is answered at once, with the prompt itself.
+the file `gate` in the run's output folder is there; anything else is answered at once, with the prompt itself. More in
+flight than `engine.extra.memory` is out of memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class FakeEngine:
         self.facts: Json = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": 2048}
         self._tokens = 0
         self._gate = Path(spec.config.output.path, "gate")
+        self._at_once, self._memory = 0, spec.config.engine.extra.get("memory", 1_000_000)
         self._broken = spec.number in spec.config.engine.extra.get("broken", [])
         self._delay = float(spec.config.engine.extra.get("delay", 0.0))
 
@@ -35,7 +37,11 @@ class FakeEngine:
     async def generate(self, request_id: str, prepared: Prepared, ask: Ask) -> list[Generated]:
         if self._broken:
             raise EngineDeadError("CUDA error: no kernel image is available for execution on the device")
+        self._at_once += 1
+        if self._at_once > self._memory:
+            raise EngineDeadError("CUDA out of memory. Tried to allocate 2.00 GiB")
         await asyncio.sleep(self._delay)
+        self._at_once -= 1
         if "POISON" in prepared.text:
             os._exit(11)
         if "BROKEN" in prepared.text:

@@ -150,6 +150,15 @@ def test_out_of_memory_at_start_is_met_with_gentler_settings(tmp_path: Path) -> 
     assert "gpu_memory_utilization 0.7" in run.view.steps[1]
 
 
+def test_out_of_memory_under_way_is_met_with_gentler_settings(tmp_path: Path) -> None:
+    run = FakeRun.make(tmp_path, prompts(200), engine={"max_num_seqs": 32, "extra": {"memory": 20, "delay": 0.05}})
+    run.run()
+    assert run.places() == all_places(200, 1)
+    assert not run.rows(errors=True)
+    assert all("CUDA out of memory" in step for step in run.view.steps)
+    assert [int(step.split("max_num_seqs ")[1].split(",")[0]) for step in run.view.steps] == [16, 8]
+
+
 def test_input_that_changes_before_it_is_read_fails_the_shard(tmp_path: Path) -> None:
     run = FakeRun.make(tmp_path, prompts(100))
     path = Path(run.config.dataset.path)
