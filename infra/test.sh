@@ -11,10 +11,14 @@ command -v npm >/dev/null || missing+=(npm)
 command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing+=(postgresql)
 if [ ${#missing[@]} -gt 0 ]; then
-  { apt-get -qq update && apt-get -qq install -y --no-install-recommends "${missing[@]}"; } >/dev/null 2>&1 ||
-    echo "please install: ${missing[*]} (some tests need it)" >&2
+  apt-get -qq update >/dev/null 2>&1 || true
+  for package in "${missing[@]}"; do
+    apt-get -qq install -y --no-install-recommends "$package" >/dev/null 2>&1 ||
+      echo "please install $package (some tests need it)" >&2
+  done
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+# Two at a time, a file each; the files that run engines take longest and go first (tests/conftest.py).
+exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
