@@ -62,16 +62,14 @@ def _split_row(folder: Path, size: int, rounds: int) -> Figures:
 def _merge_rows(folder: Path, size: int, shard_bytes: int, name: str, rounds: int) -> list[Figures]:
     root = f"s3://bench/{name}"
     manifests = _make_shards(root, size // shard_bytes, shard_bytes // ROW_BYTES)
-    _best(1, _merge, root, manifests, "jsonl")
+    others = [what for what in FORMATS if what != "jsonl" and name == "large"]
+    ours = {what: _best(rounds, _merge, root, manifests, what) for what in (*others, "jsonl")}
     path = folder / "whole"
     filesystem(root)[0].get_file(f"bench/{name}/data.jsonl", str(path))
     plain = _best(rounds, _transfer, str(path), f"bench/{name}/data.jsonl")
-    made = []
-    for what in FORMATS if name == "large" else ("jsonl",):
-        ours = _best(rounds, _merge, root, manifests, what)
-        both = plain["download s"] + plain["upload s"]
-        made.append(_row(f"merge, {name} shards, {what}", path.stat().st_size, ours, plain, both))
-    return made
+    both = plain["download s"] + plain["upload s"]
+    size = path.stat().st_size
+    return [_row(f"merge, {name} shards, {what}", size, ours[what], plain, both) for what in ("jsonl", *others)]
 
 
 def _make_shards(root: str, count: int, records: int) -> list[ShardManifest]:
