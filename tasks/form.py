@@ -8,6 +8,11 @@ from typing import Any
 from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 TITLES = {
+    "api_key_env": "API key's variable",
+    "base_urls": "Servers (base URLs)",
+    "original_max_position_embeddings": "Original context length",
+    "regex": "Regular expression",
+    "system": "System prompt",
     "answer_pattern": "Answer's regular expression",
     "answer_schema": "Answer's JSON schema",
     "cache_dir": "Cache folder",
