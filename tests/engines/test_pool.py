@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,21 @@ from tests import pools
 from tests.pools import FakeRun, all_places, engine_pids
 
 
-@pytest.fixture(autouse=True, params=["local", "ray"])
-def each_pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "ray":
-        monkeypatch.setattr(pools, "RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
+@pytest.fixture(autouse=True, scope="module", params=["local", "ray"])
+def each_pool(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests with one kind of pool, then all with the other, over one connection to the cluster."""
+    if request.param == "local":
+        yield
+        return
+    import ray
+
+    pools.RAY_ADDRESS = request.getfixturevalue("ray_cluster").address
+    ray.init(address=pools.RAY_ADDRESS, log_to_driver=False, configure_logging=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        pools.RAY_ADDRESS = None
 
 
 def prompts(count: int, **special: str) -> list[str]:
