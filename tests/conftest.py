@@ -24,6 +24,10 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-on-ray", action="store_true", help="run the pools' whole suite on Ray too (minutes)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that run real engines first: they take longest, and none should be left for the end."""
     items.sort(key=lambda item: item.get_closest_marker("engine") is None)

@@ -1,6 +1,7 @@
 """The pool and the feeder with engines that die, hang or never start. After each fault every row is there, once.
 
-Both pools pass it: engines as local processes, and on a Ray cluster of three nodes.
+Both pools pass it: engines as local processes, and on a Ray cluster of three nodes. A start costs seconds there: some
+tests run on Ray only with `--all-on-ray`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from tests import pools
 from tests.pools import FakeRun, all_places, engine_pids
 
 
-@pytest.fixture(autouse=True, scope="module", params=["local", "ray"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    both = metafunc.config.getoption("--all-on-ray") or metafunc.definition.get_closest_marker("ray")
+    metafunc.parametrize("each_pool", ["local", "ray"] if both else ["local"], indirect=True, scope="module")
+
+
+@pytest.fixture(autouse=True, scope="module")
 def each_pool(request: pytest.FixtureRequest) -> Iterator[None]:
     """All tests with one kind of pool, then all with the other, over one connection to the cluster."""
     if request.param == "local":
@@ -46,6 +52,7 @@ def prompts(count: int, **special: str) -> list[str]:
     return made
 
 
+@pytest.mark.ray
 def test_all_rows_are_made_in_order(tmp_path: Path) -> None:
     run = FakeRun.make(tmp_path, prompts(230), replicas=2, sampling={"n": 3})
     manifests = run.run()
@@ -78,6 +85,7 @@ def test_poison_is_found_and_everything_else_completes(tmp_path: Path, kind: str
     assert run.view.engines[0].restarts <= 8
 
 
+@pytest.mark.ray
 def test_a_hung_engine_is_ended_and_restarted_with_gentler_settings(tmp_path: Path) -> None:
     run = FakeRun.make(tmp_path, prompts(40, at20="HANG"), engine={"max_num_seqs": 2, "stall_timeout": 1.5})
     run.run()
@@ -88,6 +96,7 @@ def test_a_hung_engine_is_ended_and_restarted_with_gentler_settings(tmp_path: Pa
     assert "max_num_seqs 1," in run.view.steps[0]
 
 
+@pytest.mark.ray
 def test_an_engine_that_is_stopped_is_ended(tmp_path: Path) -> None:
     """SIGSTOP: the process is there, answers nothing, and no handler of its own can run."""
     run = FakeRun.make(
@@ -99,6 +108,7 @@ def test_an_engine_that_is_stopped_is_ended(tmp_path: Path) -> None:
     assert not run.rows(errors=True)
 
 
+@pytest.mark.ray
 def test_kill_9_of_an_engine_loses_only_what_was_in_flight(tmp_path: Path) -> None:
     run = FakeRun.make(tmp_path, prompts(200), replicas=2, engine={"max_num_seqs": 4, "extra": {"delay": 0.2}})
     _after_samples(run, 10, signal.SIGKILL)
@@ -179,8 +189,10 @@ def test_input_that_changes_before_it_is_read_fails_the_shard(tmp_path: Path) ->
         run.run()
 
 
+@pytest.mark.ray
 def test_a_torn_chunk_is_owed_again(tmp_path: Path) -> None:
-    run = FakeRun.make(tmp_path, prompts(50), sampling={"n": 2}, engine={"extra": {"delay": 0.1}, "max_num_seqs": 10})
+    texts = prompts(50, at49="GATE")  # until then the shard cannot be finished
+    run = FakeRun.make(tmp_path, texts, sampling={"n": 2}, engine={"extra": {"delay": 0.1}, "max_num_seqs": 10})
 
     def run_until_closed() -> None:
         with pytest.raises(ShardFailedError):
@@ -195,12 +207,14 @@ def test_a_torn_chunk_is_owed_again(tmp_path: Path) -> None:
     thread.join()
     torn = sorted(chunks.glob("chunk-*"))[0]
     torn.write_bytes(torn.read_bytes()[:-20])
-    again = FakeRun.make(tmp_path, prompts(50), sampling={"n": 2})
+    Path(run.config.output.path, "gate").touch()
+    again = FakeRun.make(tmp_path, texts, sampling={"n": 2})
     (manifest,) = again.run()
     assert again.places() == all_places(50, 2)
     assert 0 < manifest.resumed_samples < 100
 
 
+@pytest.mark.ray
 def test_engines_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """kill -9 of the flow: nothing of it is left within seconds."""
     script = (
