@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -59,13 +60,15 @@ def run_flow(folder: Path, shards: int, environment: dict[str, str]) -> Figures:
         raise RuntimeError(f"the flow failed:\n{done.stderr[-3000:]}")
     run = json.loads((folder / "out/manifest.json").read_text(encoding="utf-8"))["this_run"]
     engine = run["engine_facts"].get("start_seconds", 0.0)
-    return {
+    row = {
         "run": f"{shards:,} shards",
         "ms a shard": round(1000 * (run["seconds"] - engine) / shards, 1),
         "flow s": round(run["seconds"], 2),
         "of it engine start s": engine,
         "command s": round(seconds, 2),
     }
+    print(row, file=sys.stderr, flush=True)  # the whole takes minutes
+    return row
 
 
 def _model(folder: Path) -> Path:
