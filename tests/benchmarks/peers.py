@@ -32,7 +32,7 @@ ENVIRONMENTS = ROOT / "build/peers"
 SCRIPTS = Path(__file__).parent / "peer_scripts"
 OURS, OURS_SERVED = "our flow", "our flow, engine.kind openai"
 QUIET = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-TIMEOUT = 900
+TIMEOUT = 1200
 SHARD_SIZE = 12
 
 
