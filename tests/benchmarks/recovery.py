@@ -1,6 +1,7 @@
 """How long a run takes to go on after a fault, and what is made again: real engines killed and stopped, poison.
 
-`back after` is from the fault to the first new sample in a chunk: noticing it, an engine's start, and a first chunk.
+`back after` is from the fault to the first new sample in a chunk: noticing it, the new engine's start (its own time is
+beside it; minutes for large models), and a first chunk.
 """
 
 from __future__ import annotations
@@ -64,8 +65,18 @@ def _in_a_run(fault: str, records: int, strike: Callable[[Path], None], multipro
         assert flow.returncode == 0, stderr
         run = json.loads((output / "manifest.json").read_text())["this_run"]
         again = run["generated_tokens"] / TOKENS - records * N
-        restarts = run["engines"][0]["restarts"]
-        return {"fault": fault, "back after s": back, "restarts": restarts, "samples made again": max(0, round(again))}
+        return _row(fault, back, run, run["engines"][0]["restarts"], again)
+
+
+def _row(fault: str, back: float, run: Figures, restarts: int, again: float) -> Figures:
+    start = run["engine_facts"]["start_seconds"]
+    return {
+        "fault": fault,
+        "back after s": back,
+        "of it engine start s": start,
+        "restarts": restarts,
+        "samples made again": max(0, round(again)),
+    }
 
 
 def _kill_engine(output: Path) -> None:
@@ -99,7 +110,7 @@ def _flow_killed(records: int) -> Figures:
         run = json.loads((output / "manifest.json").read_text())["this_run"]
         again = run["generated_tokens"] / TOKENS - (records * N - kept)
         fault = f"kill -9 of the flow, same command again (engines gone after {gone:.1f} s)"
-        return {"fault": fault, "back after s": back, "restarts": 0, "samples made again": max(0, round(again))}
+        return _row(fault, back, run, 0, again)
 
 
 def _poison() -> Figures:
