@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from tasks.config import EngineConfig, GenerateConfig
-from tasks.engines.ray_cluster import Node, need_of, room
+from tasks.engines.base import EngineSpec
+from tasks.engines.ray_cluster import Node, known_group, need_of, room
+from tasks.engines.vllm_args import engine_args
 from tasks.errors import RunError
 from tests import pools
 from tests.pools import FakeRun, all_places, engine_pids
@@ -131,6 +133,17 @@ def test_what_an_engine_takes_of_the_cluster(
     assert list(need.bundles) == bundles
     assert need.across == (len(bundles) > 1)
     assert room(need, nodes) == engines
+
+
+def test_a_replica_across_nodes_runs_in_its_placement_group() -> None:
+    config = {"model": {"source": "m"}, "dataset": {"path": "d"}, "output": {"path": "o"}}
+    spec = EngineSpec(number=0, config=GenerateConfig.model_validate(config), model_path="m", key="k")
+    assert "distributed_executor_backend" not in engine_args(spec, {}, cpu=False)
+    across = spec.model_copy(update={"placement_group": "0123456789abcdef" * 2 + "0123"})
+    assert engine_args(across, {}, cpu=False)["distributed_executor_backend"] == "ray"
+    group = known_group(across.placement_group, 2)
+    assert group.id.hex() == across.placement_group
+    assert group.bundle_specs == [{"GPU": 1.0}, {"GPU": 1.0}]
 
 
 def test_a_node_with_another_model_or_without_the_dataset_is_refused(tmp_path: Path, tiny_qwen3: Path) -> None:
