@@ -130,6 +130,22 @@ def test_what_does_not_change_the_text_reruns_nothing(
     assert (output / "data.jsonl").read_bytes() == (finished / "data.jsonl").read_bytes()
 
 
+def test_another_temperature_makes_all_shards_again(
+    workspace: Path, finished: Path, run_flow: RunFlow, tmp_path: Path
+) -> None:
+    """Beside the old ones, which a run with the old settings finds again."""
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    (old,) = (p for p in (output / "shards").iterdir() if p.is_dir())
+    other = ["--config", str(workspace / "run.yaml"), "--output.path", str(output), "--sampling.temperature", "0.5"]
+    done = run_flow(*other)
+    assert done.returncode == 0, done.stderr
+    (new,) = (p for p in (output / "shards").iterdir() if p.is_dir() and p != old)
+    for folder in (old, new):
+        assert len(list(folder.glob("*.manifest.json"))) == 8
+    assert (output / "data.jsonl").read_bytes() != (finished / "data.jsonl").read_bytes()
+
+
 def test_only_what_is_missing_is_made(workspace: Path, finished: Path, run_flow: RunFlow, tmp_path: Path) -> None:
     """Ten lines more, one shard's file gone and another's edited: these shards are made again, no others."""
     output = tmp_path / "out"
