@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 300
+START_SECONDS = 900
 Answer = tuple[int, dict[str, str], dict[str, Any]]
 
 

@@ -95,7 +95,7 @@ def _run(side: str, folder: str, max_pixels: int, max_tokens: int) -> Figures:
     config = GenerateConfig.model_validate(
         {
             "model": {"source": model},
-            "dataset": {"path": f"{folder}/data.jsonl"},
+            "dataset": {"path": f"{folder}/data.jsonl", "shard_size": 1_000_000},
             "prompt": {"max_pixels": max_pixels},
             "sampling": {"max_tokens": max_tokens, "ignore_eos": True, "temperature": 1.0},
             "engine": {"dtype": "float32", "max_model_len": 2048, "max_num_seqs": 2 * BATCH},
