@@ -89,15 +89,15 @@ class RayCluster:
         self._patience = patience
         self.address, self._ours = _connect(address)
         self.nodes: list[Node] = alive_nodes()
-        self._seen = time.monotonic()
+        self._unanswered: float | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._look, name="ray-nodes", daemon=True).start()
 
     @property
     def trouble(self) -> str | None:
         """Why the cluster is lost, in words."""
-        silent = time.monotonic() - self._seen
-        if silent < self._patience:
+        since = self._unanswered
+        if since is None or (silent := time.monotonic() - since) < self._patience:
             return None
         return (
             f"the head node of the Ray cluster at {self.address} has not answered for {silent:.0f} s; what is finished "
@@ -117,11 +117,13 @@ class RayCluster:
 
     def _look(self) -> None:
         while not self._closed.wait(LOOK_SECONDS):
+            # Counted from the first question without an answer: time in which we stood still ourselves is none.
+            self._unanswered = self._unanswered or time.monotonic()
             try:
                 self.nodes = alive_nodes()
             except Exception:  # noqa: S112  (no answer: `trouble` tells when that has lasted too long)
                 continue
-            self._seen = time.monotonic()
+            self._unanswered = None
 
 
 def require_ray() -> None:
