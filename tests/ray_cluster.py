@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -28,7 +29,7 @@ class TestCluster:
 
         port = free_port()
         head = {**_SMALL, "resources": {"engine": engines[0]}, "ray_client_server_port": port}
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster: Any = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self._cluster.address
         self.client_address = f"ray://127.0.0.1:{port}"
         self.nodes = [self._cluster.head_node, *(self._add(count) for count in engines[1:])]
@@ -48,4 +49,15 @@ class TestCluster:
         self._cluster.shutdown()
 
     def _add(self, engines: int) -> Any:
-        return self._cluster.add_node(wait=False, resources={"engine": engines}, **_SMALL)
+        return _patiently(lambda: self._cluster.add_node(wait=False, resources={"engine": engines}, **_SMALL))
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 s to start, which is short on a machine that does much else."""
+    for _ in range(2):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()

@@ -2,8 +2,8 @@
 
 The pool is the real one, and so are its threads, its inbox and every event of an engine (two for each record, its rows,
 its figures once a second); only the engines' work is a clock. The ideal is what the same shards would take if each
-engine that is free had the next one in no time. Real shards take minutes: here they take half a second, so that
-scheduling weighs some hundred times more than it does in a run.
+engine that is free had the next one in no time. Real shards take minutes: here they take a second, so that scheduling
+weighs some hundred times more than it does in a run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ASK_AT = 0.8
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--engines", type=int, nargs="+", default=[64])
-    parser.add_argument("--seconds", type=float, default=0.5, help="mean length of a shard")
+    parser.add_argument("--seconds", type=float, default=1.0, help="mean length of a shard")
     parser.add_argument("--records", type=int, default=32, help="records a shard")
     parser.add_argument("--gather", type=float, default=0.0, help="seconds of an engine's events that travel together")
 
