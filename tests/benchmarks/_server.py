@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.engines.lifeline import Keeper
 from tests.benchmarks.harness import Figures
 from tests.benchmarks.workloads import Workload
 
@@ -75,6 +76,8 @@ def running_server(model: str, workload: Workload, log: Path) -> Iterator[Server
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        keeper = Keeper()  # it ends the server where this process is killed
+        keeper.watch(process.pid)
         try:
             server = Server(f"http://127.0.0.1:{port}")
             _wait(server, process, log)
@@ -82,6 +85,8 @@ def running_server(model: str, workload: Workload, log: Path) -> Iterator[Server
             yield server
         finally:
             _end(process)
+            keeper.forget(process.pid)
+            keeper.close()
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
