@@ -102,11 +102,13 @@ def _run(side: str, folder: str, max_pixels: int, max_tokens: int) -> Figures:
             "output": {"path": f"{folder}/{side}"},
         }
     )
-    os.environ.update(cpu_environment(config.engine))
+    os.environ.update(cpu_environment(config.engine) | {"VLLM_LOGGING_LEVEL": "ERROR"})
     from tasks.engines.vllm_engine import VLLMEngine
 
     spec = EngineSpec(number=0, config=config, model_path=model, key="key", dataset_roots=(folder,))
-    engine = _Watched(asyncio.run(VLLMEngine.start(spec)))
+    started = asyncio.run(VLLMEngine.start(spec))
+    asyncio.run(_batches(started, config, most=1))  # what an engine does once only
+    engine = _Watched(started)
     asyncio.run(_batches(engine, config) if side == USUAL else _fed(engine, config, side == THREADS))
     seconds = engine.ended - engine.began
     return {
@@ -133,7 +135,7 @@ async def _fed(engine: Any, config: Any, threads: bool) -> None:
     await feed(engine, config, store, shard, take_threads_away)
 
 
-async def _batches(engine: Any, config: Any) -> None:
+async def _batches(engine: Any, config: Any, most: int | None = None) -> None:
     from tasks.dataset import read_shard
     from tasks.engines.base import Ask
     from tasks.prompts.conversation import read_conversation
@@ -141,7 +143,7 @@ async def _batches(engine: Any, config: Any) -> None:
     from tasks.split_dataset import split
 
     (shard,) = split(config.dataset, 1, None).shards
-    records = [record for record in read_shard(shard) if isinstance(record, Record)]
+    records = [record for record in read_shard(shard) if isinstance(record, Record)][:most]
     for at in range(0, len(records), BATCH):
         batch = records[at : at + BATCH]
         prepared = [engine.prepare(read_conversation(r, config.dataset, config.prompt)) for r in batch]
