@@ -57,6 +57,11 @@ def engine_args(spec: EngineSpec, format_args: Json, cpu: bool) -> Json:
     return args | format_args | engine.extra | spec.overrides
 
 
+def media_threads() -> Json:
+    """Threads in which vLLM prepares images beside the engine; they rule out its cache of prepared ones."""
+    return {"renderer_num_workers": max(2, min(8, (os.cpu_count() or 2) // 2)), "mm_processor_cache_gb": 0}
+
+
 def sampling_args(config: SamplingConfig, defaults: Json, format_args: Json) -> Json:
     """Arguments for SamplingParams that all requests share: the model's defaults, the format's, then the user's."""
     args = dict(defaults)

@@ -31,7 +31,7 @@ from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_
 from tasks.config import SamplingConfig, StructuredConfig
 from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
 from tasks.engines.ray_cluster import known_group
-from tasks.engines.vllm_args import engine_args, sampling_args
+from tasks.engines.vllm_args import engine_args, media_threads, sampling_args
 from tasks.prompts import make_format
 from tasks.prompts.base import Completion, Prompt, PromptFormat
 from tasks.prompts.conversation import Conversation
@@ -77,6 +77,8 @@ class VLLMEngine:
         args = engine_args(spec, prompt_format.engine_args, cpu)
         args["structured_outputs_config"] = _structured_outputs(args, config.sampling.structured)
         in_process = cpu and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
+        if prompt_format.takes_media and not in_process:
+            args = media_threads() | args
         core: _Core = _InProcessCore(args) if in_process else _AsyncCore(args, spec.placement_group)
         return cls(core, prompt_format, config.sampling)
 
@@ -186,7 +188,11 @@ class _AsyncCore:
     async def generate(self, request_id: str, prompt: TokensPrompt, params: SamplingParams) -> Any:
         final = None
         try:
-            async for output in self._engine.generate(prompt, params, request_id):
+            feed: Any = prompt
+            if "multi_modal_data" in prompt:
+                # In vLLM's threads: `generate` itself would do it on the event loop, and the GPU would wait.
+                (feed,) = await self._engine.renderer.render_cmpl_async([prompt])
+            async for output in self._engine.generate(feed, params, request_id):
                 final = output
         except VLLMDeadError as error:
             raise EngineDeadError(str(error)) from error

@@ -48,6 +48,8 @@ class Parsed:
 class PromptFormat(Protocol):
     """One model family's format. Made once an engine; its methods are called from several threads at once."""
 
+    takes_media: bool
+    """Whether records may carry images and videos."""
     engine_args: Json
     """vLLM engine arguments that this format needs."""
     sampling_args: Json

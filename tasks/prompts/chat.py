@@ -20,6 +20,7 @@ class ChatFormat:
     """The chat template that comes with the model, applied to the conversation."""
 
     def __init__(self, model_path: str, config: PromptConfig, trust_remote_code: bool = False) -> None:
+        self.takes_media = False
         self.engine_args: Json = {}
         self.sampling_args: Json = {}
         self._tokenizer = load_tokenizer(model_path, trust_remote_code)
@@ -51,6 +52,7 @@ class RawFormat:
     """The prompt's text as it is, for base models and prompts that are already rendered."""
 
     def __init__(self, model_path: str, trust_remote_code: bool = False) -> None:
+        self.takes_media = False
         self.engine_args: Json = {}
         self.sampling_args: Json = {}
         self._tokenizer = load_tokenizer(model_path, trust_remote_code)

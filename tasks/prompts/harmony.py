@@ -37,6 +37,7 @@ class HarmonyFormat:
 
         self._encoding = harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
         self._effort = harmony.ReasoningEffort[(config.reasoning_effort or "medium").upper()]
+        self.takes_media = False
         self.engine_args: Json = {"skip_tokenizer_init": True}
         self.sampling_args: Json = {
             "detokenize": False,

@@ -40,6 +40,7 @@ class VisionFormat:
     ) -> None:
         from transformers import AutoProcessor
 
+        self.takes_media = True
         self.engine_args: Json = {}
         self.sampling_args: Json = {}
         self._config = config
