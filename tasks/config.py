@@ -28,6 +28,10 @@ Place = Annotated[str, AfterValidator(_no_credentials)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
+GREEDY = 1e-5
+"""A temperature below this is 0 for vLLM."""
+
+
 class Section(BaseModel):
     """A section of the config: unknown fields are refused, values cannot change once checked."""
 
@@ -194,6 +198,14 @@ class SamplingConfig(Section):
     Default: unseeded, which is faster on GPUs."""
     structured: StructuredConfig | None = None
     """Constrain the output to a JSON schema, a regular expression or a choice."""
+
+    @model_validator(mode="after")
+    def _greedy_samples_are_alike(self) -> SamplingConfig:
+        if self.temperature is not None and self.temperature < GREEDY and self.n > 1:
+            raise ValueError(
+                f"n is {self.n} with temperature {self.temperature:g}, where samples are alike: lower n or raise it"
+            )
+        return self
 
 
 class YarnConfig(Section):

@@ -71,6 +71,17 @@ def test_a_template_that_does_not_compile_is_refused(config_file: str, capsys: p
     assert "template" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("temperature", ["0", "0.000001"])
+def test_many_greedy_samples_are_refused(
+    temperature: str, config_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--config", config_file, "--sampling.temperature", temperature])
+    assert ended.value.code == 2
+    assert "sampling: n is 2 with temperature" in capsys.readouterr().err
+    assert parse(["--config", config_file, "--sampling.temperature", temperature, "--sampling.n", "1"])
+
+
 def test_help_lists_every_field_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['generate.py', '--help']; import runpy\n"
