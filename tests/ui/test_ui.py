@@ -17,7 +17,7 @@ from prefect.events.schemas.automations import AutomationCore
 from infra.prefect_setup import dead_runs
 from tests.ui.conftest import SHOTS, Team, engines_of, wait_for
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 
 def test_the_form_is_filled_in_and_the_run_watched_to_its_report(team: Team, page: Page, configs: Path) -> None:
