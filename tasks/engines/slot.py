@@ -12,6 +12,8 @@ from tasks.engines.view import EngineView
 from tasks.records import Json, Shard
 
 SPEED_SECONDS = 10
+STATS_APART = 0.5
+"""Seconds: figures also come with each finished shard; the speed is taken of those that come once a second."""
 
 
 @dataclass
@@ -115,7 +117,8 @@ class Slot:
         if made or (not self.in_flight and (progress != self._progress or not self.shards)):
             self.alive_at = now
         self._progress = progress
-        self._recent.append((now, tokens))
+        if not self._recent or now - self._recent[-1][0] > STATS_APART:
+            self._recent.append((now, tokens))
         (then, before), seconds = self._recent[0], now - self._recent[0][0]
         view.tokens_per_second = (tokens - before) / seconds if now > then else 0.0
         view.tokens = tokens

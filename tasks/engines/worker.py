@@ -1,9 +1,9 @@
 """An engine's own process: `python -m tasks.engines.worker`, a spec and commands in on stdin, events out on stdout.
 
 All lines are JSON. First in: the EngineSpec. Then `{"shard": …}`, `{"hunt": …}` and `{"stop": true}`. Out: what the
-feeder emits, `ready`, `stats` once a second, `fatal`. What libraries print goes to the log (stderr), never among the
-events. When the flow goes away (end of stdin, SIGTERM, the parent-death signal), what is made is written to chunks, and
-the whole process group ends.
+feeder emits, `ready`, `stats` once a second and with each shard, `fatal`. What libraries print goes to the log
+(stderr), never among the events. When the flow goes away (end of stdin, SIGTERM, the parent-death signal), what is
+made is written to chunks, and the whole process group ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import queue
 import signal
 import sys
 import threading
@@ -43,11 +44,25 @@ def main(start: StartEngine | None = None) -> None:
     os.environ[lifeline.ENGINE_PID] = str(os.getpid())
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    if AHEAD in sys.argv:
-        import tasks.engines.vllm_engine  # noqa: F401
-    spec = EngineSpec.model_validate_json(sys.stdin.buffer.readline())
+    spec = _read_spec()
     os.environ.update(cpu_environment(spec.config.engine))
     asyncio.run(Worker(spec, events).run(start or start_engine))
+
+
+def _read_spec() -> EngineSpec:
+    """The spec on stdin. An engine started ahead of it imports vLLM meanwhile, and ends with its flow at once."""
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        line = sys.stdin.buffer.readline()
+        if not line:
+            os._exit(0)
+        lines.put(line)
+
+    threading.Thread(target=read, daemon=True).start()
+    if AHEAD in sys.argv:
+        import tasks.engines.vllm_engine  # noqa: F401
+    return EngineSpec.model_validate_json(lines.get())
 
 
 async def start_engine(spec: EngineSpec) -> Engine:
@@ -108,16 +123,21 @@ class Worker:
         return ShardStore(open_storage(self._spec.config.output.path), self._spec.key)
 
     async def _feed(self, engine: Engine, commands: asyncio.Queue[Json]) -> None:
-        feeder = Feeder(engine, f"engine-{self._spec.number}", self._spec.config, self._open_store(), self._emit)
-        tasks = [
-            asyncio.create_task(coroutine)
-            for coroutine in (
-                feeder.run(),
-                self._obey(feeder, commands),
-                self._tell_stats(engine, feeder),
-                self._stop.wait(),
-            )
-        ]
+        tell_stats = self._stats_teller(engine)
+
+        def emit(event: Json) -> None:
+            if event["event"] == "shard_done":  # a run may end with it, and its figures are to be whole
+                tell_stats(feeder)
+            self._emit(event)
+
+        async def tell_stats_often() -> None:
+            while True:
+                tell_stats(feeder)
+                await asyncio.sleep(STATS_SECONDS)
+
+        feeder = Feeder(engine, f"engine-{self._spec.number}", self._spec.config, self._open_store(), emit)
+        coroutines = (feeder.run(), self._obey(feeder, commands), tell_stats_often(), self._stop.wait())
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for error in (task.exception() for task in ended):
             if error is not None:
@@ -138,9 +158,11 @@ class Worker:
                 feeder.hunt(hunt["suspects"], hunt["records_at_once"], poison)
         self._stop.set()
 
-    async def _tell_stats(self, engine: Engine, feeder: Feeder) -> None:
+    def _stats_teller(self, engine: Engine) -> Callable[[Feeder], None]:
+        """What tells the engine's figures, its tokens counted from now on."""
         before = engine.stats().tokens
-        while True:
+
+        def tell(feeder: Feeder) -> None:
             stats = engine.stats()
             self._emit(
                 {
@@ -154,7 +176,8 @@ class Worker:
                     **stats.detail,
                 }
             )
-            await asyncio.sleep(STATS_SECONDS)
+
+        return tell
 
     def _listen(self, loop: asyncio.AbstractEventLoop, commands: asyncio.Queue[Json]) -> None:
         for line in sys.stdin.buffer:

@@ -58,8 +58,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     small.close()
 
 
-def long_run(folder: Path, chunk_seconds: float = 0.2) -> FakeRun:
-    engine = {"max_num_seqs": 16, "extra": {"delay": 0.05}}
+def long_run(folder: Path, chunk_seconds: float = 0.2, delay: float = 0.05) -> FakeRun:
+    engine = {"max_num_seqs": 16, "extra": {"delay": delay}}
     return FakeRun.make(
         folder, [f"{i} {LONG}" for i in range(RECORDS)], engine=engine, output={"chunk_seconds": chunk_seconds}
     )
@@ -91,7 +91,7 @@ def test_a_disk_that_is_mended_in_time_costs_nothing(disk: Disk) -> None:
 
 
 def test_an_output_folder_deleted_under_way_is_made_again(tmp_path: Path) -> None:
-    run = long_run(tmp_path)
+    run = long_run(tmp_path, delay=0.3)  # a shard after the other, each with some chunks
     done = in_background(lambda: [patiently(run, shard.index) for shard in run.shards])
     wait_until(lambda: list((tmp_path / "out").rglob("chunk-*")), 60, every=0.01)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)

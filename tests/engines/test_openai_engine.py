@@ -376,7 +376,6 @@ def test_settings_that_do_not_fit_are_refused(fields: dict[str, Any], message: s
         EngineConfig.model_validate(fields)
 
 
-@pytest.mark.alone
 def test_a_whole_run_survives_a_server_that_dies(
     server: str, tmp_path: Path, run_flow: RunFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
