@@ -24,9 +24,10 @@ if __name__ == "__main__":
 
     _CONFIG = parse(sys.argv[1:])  # before anything else is imported: --help and wrong fields answer at once
 
-    from flows import own_server
+    from flows import early_stop, own_server
     from tasks.engines import spare
 
+    early_stop.heed_signals()
     own_server.start_ahead()
     spare.start_ahead(_CONFIG)
 

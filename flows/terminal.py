@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from flows.command_line import wrong_fields
+from flows.early_stop import EXIT_INTERRUPTED, STOPPED
 from flows.own_server import serving
 from tasks.config import GenerateConfig
 from tasks.engines import spare
@@ -20,7 +21,7 @@ from tasks.run_log import log_to_file
 from tasks.storage import open_storage
 from tasks.tally import metrics
 
-EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+EXIT_OK, EXIT_FAILED = 0, 1
 SAMPLES_SHOWN = 3
 CHARACTERS_SHOWN = 400
 
@@ -38,7 +39,7 @@ def run_in_terminal(generate: Any, config: GenerateConfig) -> int:
         with serving():
             manifest = generate(**{name: getattr(config, name) for name in GenerateConfig.model_fields})
     except KeyboardInterrupt:
-        _say("stopped; what is finished is kept: run the same command to go on")
+        _say(STOPPED)
         return EXIT_INTERRUPTED
     except RunError as error:
         _say(f"error: {' '.join(str(error).split())}")
@@ -104,9 +105,9 @@ def _say(line: str) -> None:
 
 def _heed_signals() -> None:
     """SIGTERM and a closed terminal end the run like Ctrl-C does; under nohup a closed terminal does not."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, _interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _interrupt)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,15 +113,17 @@ def test_the_engine_killed_then_stopped(config: str, flow_environment: dict[str,
     assert "max_num_seqs 4" in (output / "logs/run.log").read_text()
 
 
-def test_a_flow_that_is_told_to_end_ends_all(config: str, flow_environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["imports", "engine start"])
+def test_a_flow_that_is_told_to_end_ends_all(
+    config: str, flow_environment: dict[str, str], tmp_path: Path, moment: str
+) -> None:
     """Ctrl-C; that SIGTERM and a closed terminal are the same is in test_terminal.py."""
     output = tmp_path / "out"
-    flow = start_flow(
-        flow_environment, "--config", config, "--output.path", str(output), "--sampling.max_tokens", "400",
-        "--output.chunk_seconds", "600",
-    )  # fmt: skip
-    started = time.monotonic()
-    wait_until(lambda: bool(engines_of(output)) and time.monotonic() - started > 5, PATIENCE)
+    log = output / "logs/run.log"
+    flow = start_flow(flow_environment, "--config", config, "--output.path", str(output))
+    wait_until(lambda: engines_of(output), PATIENCE)
+    if moment == "engine start":
+        wait_until(lambda: log.exists() and "engine 0 is starting" in log.read_text(), PATIENCE)
     flow.send_signal(signal.SIGINT)
     _, stderr = flow.communicate(timeout=30)
     assert flow.returncode == 130
