@@ -92,7 +92,7 @@ class S3Lock:
                 continue
             if not held:
                 self.lost = True
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                _stop_this_run()
                 return
 
     def _put(self, **condition: str) -> bool:
@@ -145,6 +145,12 @@ class S3Lock:
                 self._path,
             )
         self._etag = etag
+
+
+def _stop_this_run() -> None:
+    """As Ctrl-C does; a run that was started in the background of a script ignores SIGINT, and heeds SIGTERM."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ignored else signal.SIGINT)
 
 
 def _is_refusal(error: OSError) -> bool:

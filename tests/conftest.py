@@ -20,6 +20,8 @@ from tests.ray_cluster import TestCluster
 ROOT = Path(__file__).parents[1]
 RunFlow = Callable[..., "subprocess.CompletedProcess[str]"]
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
