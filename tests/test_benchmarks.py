@@ -112,15 +112,6 @@ def test_ratios_compare_the_sides_of_one_round() -> None:
     assert [row["of one call"] for row in throughput.rows_of(runs)] == [1.0, 0.909, 0.455]
 
 
-@pytest.mark.engine
-def test_the_usual_script_makes_all_tokens(tmp_path: Path, tiny_qwen3: Path) -> None:
-    workload = WORKLOADS["mixed"]
-    dataset = workload.write(tmp_path, 3)
-    asked = sum(json.loads(line)["max_tokens"] for line in dataset.read_text().splitlines())
-    made = throughput.baseline("usual_script", workload, str(tiny_qwen3), dataset, 2)
-    assert made["tokens"] == 2 * asked
-
-
 def test_a_shard_costs_the_flow_without_the_engines_start(tmp_path: Path, flow_environment: dict[str, str]) -> None:
     row = orchestration.run_flow(tmp_path / "two", 2, flow_environment)
     assert 0 < row["of it engine start s"] < row["flow s"] < row["command s"]

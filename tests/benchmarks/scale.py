@@ -9,7 +9,8 @@ are set against what each can carry. Assumed, and options where they may differ:
 - 8 GPUs a node; a GPU takes its node down once in 2,000 days (Llama 3's training: 419 times in 54 days on 16,384); it
   is back after 15 minutes, and another 3 until its engines are ready; what was in flight is lost, chunks are not
 - measured here: 20 µs an event in the pool's thread and 5 where an actor's travel together (benchmark `scheduling`),
-  0.3 ms a call to a Ray actor, 25 ms a shard in Prefect (benchmark `orchestration`), 10 task rows/s in its server
+  25 ms a shard in Prefect (benchmark `orchestration`)
+- not measured: 0.3 ms a call to a Ray actor, 10 task rows/s in Prefect's server
 - one machine reads and hashes 1 GB/s, and asks S3 for 100 copies of parts a second; S3 takes 3,500 writes/s a prefix
 """
 

@@ -58,6 +58,7 @@ def test_all_rows_are_made_in_order(tmp_path: Path) -> None:
     manifests = run.run()
     assert [m.index for m in manifests] == [0, 1, 2, 3, 4]
     assert [(r["original_index"], r["sample_id"]) for r in run.rows()] == all_places(230, 3)
+    assert sum(engine.tokens for engine in run.view.engines) == 230 * 3, "the last second's are told too"
     assert run.rows()[7]["predict"] == "prompt 2 1"
     assert not list(Path(run.config.output.path).rglob("chunk-*"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,22 @@ def test_not_where_all_may_be_finished_or_elsewhere(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     spare.start_ahead(config(tmp_path / "new"))
     assert spare._spare is None
+
+
+def test_where_there_can_be_no_log_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    spare.start_ahead(config(tmp_path / "file"))
+    assert spare._spare is None
+
+
+def test_it_ends_with_its_flow_while_it_imports(tmp_path: Path) -> None:
+    """As where the flow is killed in its first seconds: vLLM's import takes ten."""
+    spare.start_ahead(config(tmp_path))
+    process = spare._spare
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    began = time.monotonic()
+    assert process.wait(60) == 0
+    assert time.monotonic() - began < 5
+    spare.discard()

@@ -64,6 +64,12 @@ class Team:
         mine = {"deployments": {"id": {"any_": [deployment]}}, "sort": "START_TIME_ASC"}
         return [run for run in self.call("/flow_runs/filter", mine) if run["start_time"]]
 
+    def drop_waiting(self, deployment: str) -> None:
+        """Delete the deployment's runs that have not begun: they would take the pool's only place, one by one."""
+        waiting = {"deployments": {"id": {"any_": [deployment]}}, "flow_runs": {"start_time": {"is_null_": True}}}
+        for run in self.call("/flow_runs/filter", waiting):
+            self.call(f"/flow_runs/{run['id']}", method="DELETE")
+
     def state(self, run: str) -> tuple[str, str]:
         """Name and message."""
         state = self.call(f"/flow_runs/{run}")["state"]
