@@ -163,6 +163,9 @@ def test_a_run_that_is_killed_with_its_worker_does_not_stay_running(team: Team, 
     engines = wait_for(lambda: engines_of(output))
     flow = int(Path(f"/proc/{engines[0]}/stat").read_text().rsplit(")", 1)[1].split()[1])
     os.kill(team.worker_pid, signal.SIGKILL)
+    time.sleep(3)
+    assert engines_of(output) == engines, "a run outlives its worker"
+    assert team.state(run)[0] == "Running"
     os.kill(flow, signal.SIGKILL)
     _replace(team, stuck_runs(timedelta(seconds=12)))
     never_started = team.call(f"/deployments/{deployment}/create_flow_run", body)["id"]
