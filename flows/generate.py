@@ -226,18 +226,17 @@ def _generate_shards(
         gpu_limit(config.engine.gpu_limit, gpu_count if missing else 0),
         watching(pool.view, progress, job.board, figures, log_folder(config.output.path)),
     ):
-        futures = [_submit(shard.index in whole, shard, job) for shard in dataset.shards]
+        futures = _submit_all(dataset.shards, job)
         wait(futures)
     _require_all(dataset.shards, futures)
     manifests = [manifest for shard in dataset.shards if (manifest := store.manifest(shard, n))]
     return [_graded(config, store, manifest) for manifest in manifests]
 
 
-def _submit(is_whole: bool, shard: Shard, job: Job) -> PrefectFuture[Json]:
+def _submit_all(shards: Sequence[Shard], job: Job) -> list[PrefectFuture[Json]]:
     """Prefect's cache skips what is finished; it is not believed where the files are gone or damaged."""
-    chosen = told(generate_shard if is_whole else generate_shard.with_options(refresh_cache=True))
-    future: PrefectFuture[Json] = chosen.submit(shard, job)
-    return future
+    finished, missing = told(generate_shard), told(generate_shard.with_options(refresh_cache=True))
+    return [(finished if shard.index in job.whole else missing).submit(shard, job) for shard in shards]
 
 
 def _require_all(shards: Sequence[Shard], futures: Sequence[PrefectFuture[Json]]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import task
@@ -21,15 +20,20 @@ from tasks.shard_store import ShardStore
 _CACHE_VERSION = 1
 
 
-@dataclass
 class Job:
-    """What all shards of a run share. `whole` are the finished shards, their files checked; `board` is told."""
+    """What all shards of a run share. `whole` are the finished shards, their files checked; `board` is told.
 
-    store: ShardStore
-    pool: EnginePool
-    n: int
-    board: ShardBoard
-    whole: dict[int, ShardManifest] = field(default_factory=dict)
+    No dataclass: into those Prefect looks for futures, into all finished shards for each of them.
+    """
+
+    def __init__(
+        self, store: ShardStore, pool: EnginePool, n: int, board: ShardBoard, whole: Mapping[int, ShardManifest]
+    ) -> None:
+        self.store = store
+        self.pool = pool
+        self.n = n
+        self.board = board
+        self.whole = whole
 
 
 def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
