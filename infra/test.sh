@@ -20,5 +20,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Two at a time, a file each; the files that run engines take longest and go first (tests/conftest.py).
-exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Three at a time, a file each, for they often wait; the files that run engines take longest and go first (tests/conftest.py).
+exec .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
