@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import subprocess
 import sys
@@ -35,13 +36,13 @@ def parsed(content: bytes) -> list[dict[str, Any]]:
 def made(output: Path) -> dict[Place, Any]:
     """The rows that stand in chunks and finished shards."""
     found: dict[Place, Any] = {}
-    for path in output.glob("shards/*/*/chunk-*.jsonl"):
+    for path in map(Path, glob.glob(f"{output}/shards/*/*/chunk-*.jsonl")):
         try:
             rows = [line["row"] for line in rows_of(path)]
         except FileNotFoundError:
             continue  # its shard has just been finished
         found |= {place_of(row): row for row in rows}
-    for path in output.glob("shards/*/*.jsonl"):
+    for path in map(Path, glob.glob(f"{output}/shards/*/*.jsonl")):
         found |= {place_of(row): row for row in rows_of(path)}
     return found
 
@@ -78,9 +79,17 @@ def listens_to(pid: int) -> set[str]:
 
 def wait_until(true: Callable[[], object], seconds: float, every: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not _holds(true):
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(every)
+
+
+def _holds(true: Callable[[], object]) -> bool:
+    """Whether it holds. A folder that vanishes while it is looked through: not yet."""
+    try:
+        return bool(true())
+    except FileNotFoundError:
+        return False
 
 
 def _leads_a_group(pid: int) -> bool:

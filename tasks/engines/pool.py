@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from pydantic import ValidationError
-
 from tasks.config import EngineConfig
 from tasks.engines import watchdog
 from tasks.engines.hunt import Hunts
@@ -234,13 +232,10 @@ class EnginePool:
         slot.note(event)
 
     def _on_shard_done(self, slot: Slot, event: Json) -> None:
+        manifest = ShardManifest.model_validate(event["manifest"])
         slot.take_back(event["shard"])
         slot.fruitless = slot.restarts = 0
-        try:
-            self._orders.done(ShardManifest.model_validate(event["manifest"]), event["shard"])
-        except ValidationError as error:  # an engine of another version, on a cluster
-            words = f"engine {slot.view.number} gave a manifest that cannot be read: {error}"
-            self._orders.fail(event["shard"], ShardFailedError(words))
+        self._orders.done(manifest, event["shard"])
         self._hand_out()
 
     def _on_shard_failed(self, slot: Slot, event: Json) -> None:

@@ -18,6 +18,7 @@ from tasks.engines.ray_cluster import Node, known_group, need_of, room
 from tasks.engines.vllm_args import engine_args
 from tasks.errors import RunError
 from tests import pools
+from tests.flow_runs import wait_until
 from tests.pools import FakeRun, all_places, engine_pids
 from tests.ray_cluster import TestCluster
 
@@ -185,7 +186,4 @@ def _in_background(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def _wait_for(true: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
+    wait_until(true, seconds)
