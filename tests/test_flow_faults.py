@@ -113,16 +113,19 @@ def test_the_engine_killed_then_stopped(config: str, flow_environment: dict[str,
     assert "max_num_seqs 4" in (output / "logs/run.log").read_text()
 
 
-@pytest.mark.parametrize("moment", ["imports", "engine start"])
+@pytest.mark.parametrize("moment", ["imports", "engine start", "generating"])
 def test_a_flow_that_is_told_to_end_ends_all(
     config: str, flow_environment: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
     """Ctrl-C; that SIGTERM and a closed terminal are the same is in test_terminal.py."""
     output = tmp_path / "out"
     log = output / "logs/run.log"
-    flow = start_flow(flow_environment, "--config", config, "--output.path", str(output))
+    longer = ("--sampling.max_tokens", "400")
+    flow = start_flow(flow_environment, "--config", config, "--output.path", str(output), *longer)
     wait_until(lambda: engines_of(output), PATIENCE)
-    if moment == "engine start":
+    if moment == "generating":
+        wait_until(lambda: made(output), PATIENCE)
+    elif moment == "engine start":
         wait_until(lambda: log.exists() and "engine 0 is starting" in log.read_text(), PATIENCE)
     flow.send_signal(signal.SIGINT)
     _, stderr = flow.communicate(timeout=30)

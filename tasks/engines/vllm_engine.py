@@ -54,9 +54,8 @@ class VLLMEngine:
         )
         self._sampling_args["output_kind"] = RequestOutputKind.FINAL_ONLY
         self._structured = sampling.structured
-        self._params(
-            Ask(n=sampling.n), Prompt(text="", token_ids=[0], length=1)
-        )  # a wrong setting shows here, not per record
+        # A wrong setting shows here, not per record.
+        self._params(Ask(n=sampling.n), Prompt(text="", token_ids=[0], length=1))
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.facts: Json = {
             "vllm": vllm.__version__,
