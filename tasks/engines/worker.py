@@ -147,7 +147,7 @@ class Worker:
         await asyncio.gather(feeding, return_exceptions=True)
         self._emit({"event": "stopped"})
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(asyncio.to_thread(asyncio.run, engine.close()), CLOSE_SECONDS)
+            await asyncio.wait_for(asyncio.to_thread(lambda: asyncio.run(engine.close())), CLOSE_SECONDS)
 
     async def _obey(self, feeder: Feeder, commands: asyncio.Queue[Json]) -> None:
         while "stop" not in (command := await commands.get()):

@@ -128,10 +128,11 @@ def baseline(side: str, workload: Workload, model: str, dataset: Path, n: int) -
 def our_flow(
     workload: Workload, model: str, dataset: Path, n: int, shard_size: int, out: Path, **engine: Any
 ) -> Figures:
-    """The flow as a user starts it, with further fields of its `engine` section.
+    """The flow as a user starts it, with further fields of its `engine` section: with a `kind`, those alone.
 
     Its seconds: from the first shard's start to the last one's end.
     """
+    settings = engine if "kind" in engine else workload.engine | engine
     flags = {
         "model.source": model,
         "dataset.path": dataset,
@@ -141,7 +142,7 @@ def our_flow(
         "sampling.max_tokens_field": "max_tokens",
         "sampling.ignore_eos": "true",
         "sampling.temperature": 1.0,
-        **{f"engine.{name}": value for name, value in (workload.engine | engine).items()},
+        **{f"engine.{name}": value for name, value in settings.items()},
         **({"engine.extra": json.dumps(workload.extra)} if workload.extra else {}),
         **({"prompt.system": workload.system} if workload.system else {}),
     }
