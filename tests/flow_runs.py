@@ -51,18 +51,6 @@ def place_of(row: dict[str, Any]) -> Place:
     return row["original_index"], row["sample_id"]
 
 
-def engines_of(output: Path) -> list[int]:
-    """Processes that write to the run's engine log, the engine's own first."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(process / "fd/2") == str(output / "logs/engine-0.log"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return sorted(found, key=lambda pid: (not _leads_a_group(pid), pid))
-
-
 def listens_to(pid: int) -> set[str]:
     """Addresses, in /proc/net's hex, that a process accepts TCP connections at."""
     inodes = set()
@@ -89,11 +77,4 @@ def _holds(true: Callable[[], object]) -> bool:
     try:
         return bool(true())
     except FileNotFoundError:
-        return False
-
-
-def _leads_a_group(pid: int) -> bool:
-    try:
-        return os.getpgid(pid) == pid
-    except ProcessLookupError:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,16 +99,6 @@ def _pool() -> dict[str, Any]:
     if RAY_ADDRESS is None:
         return {}
     return {"pool": "ray", "ray_address": RAY_ADDRESS, "ray_resources": {"engine": 1}}
-
-
-def engine_pids(folder: Path) -> list[int]:
-    """Processes that write to the engines' logs of a run in this folder, wherever they were started from."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "fd/2").readlink().match(f"{folder}/out/logs/engine-*.log"):
-                found.append(int(process.name))
-    return found
 
 
 def all_places(records: int, n: int) -> list[tuple[int, int]]:

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from tests.conftest import RunFlow
-from tests.flow_runs import Place, engines_of, listens_to, made, place_of, rows_of, start_flow, wait_until
+from tests.flow_runs import Place, listens_to, made, place_of, rows_of, start_flow, wait_until
+from tests.processes import engines_of
 
 pytestmark = pytest.mark.engine
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, RunFlow
+from tests.flow_runs import parsed, place_of
 from tests.inputs.tables import texts, write_table
 from tests.seaweed import Seaweed, SeaweedServer, seaweed
 
@@ -79,15 +80,16 @@ def start(config: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def made(access: Seaweed, output: str) -> int:
-    """Rows in chunks and finished shards."""
-    fs, count = access.filesystem(), 0
+    """Samples that stand in chunks or finished shards; while a shard is finished they may stand in both."""
+    fs, places = access.filesystem(), set()
     for path in fs.find(output):
         if path.endswith(".jsonl") and "/shards/" in path:
             try:
-                count += fs.cat_file(path).count(b"\n")
+                lines = parsed(fs.cat_file(path))
             except FileNotFoundError:
                 continue  # a chunk whose shard has just been finished
-    return count
+            places |= {place_of(line.get("row", line)) for line in lines}
+    return len(places)
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -96,10 +98,6 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def rows(content: bytes) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in content.splitlines()]
 
 
 def test_a_store_and_a_flow_that_are_killed_lose_nothing_and_double_nothing(
@@ -129,7 +127,7 @@ def test_a_store_and_a_flow_that_are_killed_lose_nothing_and_double_nothing(
     assert "took over s3://runs/out from a run that died" in stderr
     assert "s3://runs/out/data.jsonl" in stdout
     data = access.filesystem().cat_file("runs/out/data.jsonl")
-    assert [(r["original_index"], r["sample_id"], r["predict"]) for r in rows(data)] == [
+    assert [(r["original_index"], r["sample_id"], r["predict"]) for r in parsed(data)] == [
         (index, sample, f"prompt {index} {sample}") for index in range(300) for sample in range(2)
     ]
     manifest = orjson.loads(access.filesystem().cat_file("runs/out/manifest.json"))
@@ -172,7 +170,7 @@ def test_the_same_records_in_any_format_and_place_make_the_same_data(
         for output in outputs
     }
     assert len(data) == 1
-    made_rows = rows(data.pop())
+    made_rows = parsed(data.pop())
     assert [(r["prompt"], r["note"]) for r in made_rows] == [(r["prompt"], r["note"]) for r in records]
 
 
@@ -204,7 +202,7 @@ def test_all_on_s3_with_a_real_engine_and_no_secret_told(
     plainly = ["--config", str(config), "--output.format", "jsonl", "--output.compression", "null"]
     done = run_flow(*plainly, environment=environment)
     assert done.returncode == 0, done.stderr
-    plain = rows(fs.cat_file(f"{home}/out/data.jsonl"))
+    plain = parsed(fs.cat_file(f"{home}/out/data.jsonl"))
     assert [row["predict"] for row in plain] == table["predict"].to_pylist()
     assert orjson.loads(fs.cat_file(f"{home}/out/manifest.json"))["this_run"]["generated_tokens"] == 0
     assert not fs.exists(f"{home}/out/data.parquet")

@@ -20,7 +20,8 @@ import yaml
 
 from tests import models
 from tests.benchmarks.harness import Figures, Result, apart
-from tests.flow_runs import engines_of, made, start_flow, wait_until
+from tests.flow_runs import made, start_flow, wait_until
+from tests.processes import engines_of
 
 N, TOKENS, SEQS = 2, 40, 8
 PATIENCE = 300.0

@@ -18,6 +18,7 @@ from tests.benchmarks.harness import Figures, Result
 from tests.benchmarks.throughput import our_flow
 from tests.benchmarks.workloads import WORKLOADS
 from tests.models import cached
+from tests.processes import engines_of
 
 SHARDS = 48
 SIDES: dict[str, Figures] = {
@@ -97,10 +98,4 @@ def _kill_one(out: Path) -> None:
     """kill -9 of the second engine once shards are finished."""
     while not any(out.glob("shards/*/*.manifest.json")):
         time.sleep(0.2)
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(process / "fd/2") == str(out / "logs/engine-1.log"):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
-        except OSError:
-            continue
+    os.kill(engines_of(out, "1")[0], signal.SIGKILL)

@@ -18,6 +18,7 @@ from tasks.records import ShardManifest
 from tests import pools
 from tests.flow_runs import wait_until
 from tests.pools import FAKE, FakeRun, all_places
+from tests.processes import engines_of
 
 RECORDS = 150
 LONG = "x" * 2000
@@ -42,7 +43,7 @@ class Disk:
             subprocess.run(["mount", "-o", "remount,size=32m", str(self.out)], check=True)
             return
         pools.FAKE = FAKE
-        for pid in pools.engine_pids(self.folder):
+        for pid in engines_of(self.folder / "out"):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tasks.config import EngineConfig
 from tasks.engines.gpu_locks import FOLDER_VARIABLE, SharedGpus, gpus_for
 from tasks.errors import RunError
-from tests.pools import engine_pids
+from tests.processes import engines_of
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +77,6 @@ def test_a_killed_runs_gpus_are_free_when_its_engine_is_gone_and_not_before(tmp_
     run = subprocess.Popen([sys.executable, "-c", script])
     try:
         engine = _wait_for_engine(tmp_path)
-        environment = Path(f"/proc/{engine}/environ").read_bytes()
-        assert b"CUDA_VISIBLE_DEVICES=0\0" in environment
         ours = taken(EngineConfig())
         assert ours.groups == [["1"], ["GPU-a"], ["GPU-b"]]
         os.kill(engine, signal.SIGSTOP)  # it stays a while after its run is gone, as one does that frees its memory
@@ -89,14 +87,17 @@ def test_a_killed_runs_gpus_are_free_when_its_engine_is_gone_and_not_before(tmp_
     while len(ours.groups) < 4:
         ours.take()
         if len(ours.groups) == 4:
-            assert not engine_pids(tmp_path)
+            assert not engines_of(tmp_path / "out")
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def _wait_for_engine(folder: Path) -> int:
+    """Its process, once it has the first GPU: what is just being started has its parent's environment for a moment."""
     deadline = time.monotonic() + 60
-    while not (pids := engine_pids(folder)):
+    while True:
+        for pid in engines_of(folder / "out"):
+            if b"CUDA_VISIBLE_DEVICES=0\0" in Path(f"/proc/{pid}/environ").read_bytes():
+                return pid
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return pids[0]

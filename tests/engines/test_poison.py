@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.simulation import Plan, Simulation, simulated_time
+from tests.engines.fault_plan import Plan
+from tests.engines.simulation import Simulation, simulated_time
 
 RECORDS = 10_000
 

@@ -20,7 +20,8 @@ import pytest
 from tasks.engines.pool import ShardFailedError
 from tasks.errors import RunError
 from tests import pools
-from tests.pools import FakeRun, all_places, engine_pids
+from tests.pools import FakeRun, all_places
+from tests.processes import engines_of
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -225,11 +226,11 @@ def test_engines_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     )
     flow = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 60
-    while not engine_pids(tmp_path):
+    while not engines_of(tmp_path / "out"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(1.0)
-    engines = engine_pids(tmp_path) + _children(flow.pid)
+    engines = engines_of(tmp_path / "out") + _children(flow.pid)
     flow.kill()
     flow.wait()
     while any(_alive(pid) for pid in engines):
@@ -243,7 +244,7 @@ def _after_samples(run: FakeRun, samples: int, signum: int) -> None:
     def wait_and_signal() -> None:
         while run.view.samples < samples:
             time.sleep(0.02)
-        os.kill(engine_pids(run.folder)[0], signum)
+        os.kill(engines_of(run.folder / "out")[0], signum)
 
     threading.Thread(target=wait_and_signal, daemon=True).start()
 

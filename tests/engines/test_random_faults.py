@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.engines.simulation import Plan, Simulation, simulated_time
+from tests.engines.fault_plan import Plan
+from tests.engines.simulation import Simulation, simulated_time
 
 RECORDS = 40
 SHARD_SIZE = 12

@@ -19,7 +19,8 @@ from tasks.engines.vllm_args import engine_args
 from tasks.errors import RunError
 from tests import pools
 from tests.flow_runs import wait_until
-from tests.pools import FakeRun, all_places, engine_pids
+from tests.pools import FakeRun, all_places
+from tests.processes import engines_of
 from tests.ray_cluster import TestCluster
 
 
@@ -71,7 +72,7 @@ def test_a_dead_head_fails_the_run_with_one_line_and_a_rerun_goes_on(
     assert time.monotonic() - killed < 55, "Ray itself ended the process, and not the run"
     last = stderr.strip().splitlines()[-1]
     assert f"RunError: the head node of the Ray cluster at {cluster.address} has not answered" in last
-    _wait_for(lambda: not engine_pids(tmp_path))
+    _wait_for(lambda: not engines_of(tmp_path / "out"))
     (tmp_path / "out/gate").touch()
     again = FakeRun.make(tmp_path, ["prompt"] * 30 + ["GATE"] * 70)
     manifests = again.run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import tempfile
@@ -164,7 +163,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page that reaches nothing but this machine."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page.set_default_timeout(90_000)
     page.route("**/*", _only_here)
     yield page
@@ -178,19 +177,6 @@ def wait_for(look: Callable[[], Any], seconds: float = 300) -> Any:
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.3)
     return seen
-
-
-def engines_of(output: Path) -> list[int]:
-    """The processes that write to the run's engine logs."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            log = os.readlink(process / "fd/2")
-        except OSError:
-            continue
-        if log.startswith(str(output / "logs/engine-")):
-            found.append(int(process.name))
-    return found
 
 
 def _deployments(configs: Path) -> Path:
