@@ -110,7 +110,7 @@ def test_a_store_and_a_flow_that_are_killed_lose_nothing_and_double_nothing(
     prompts = b"".join(orjson.dumps({"prompt": f"prompt {number}"}) + b"\n" for number in range(300))
     access.filesystem().pipe_file("runs/in/data.jsonl", prompts)
     config = write_config(
-        tmp_path / "run.yaml", (model, "s3://runs/in/*.jsonl", "s3://runs/out"), engine=fake(6, 0.4),
+        tmp_path / "run.yaml", (model, "s3://runs/in/*.jsonl", "s3://runs/out"), engine=fake(6, 0.2),
         dataset={"shard_size": 40}, sampling={"n": 2},
     )  # fmt: skip
     environment = flow_environment | access.environment
