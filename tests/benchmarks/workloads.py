@@ -37,8 +37,8 @@ class Workload:
 
     about: str
     model: Callable[[Path], Path] = models.smollm2
-    records: int = 96
-    n: int = 2
+    records: int = 192
+    n: int = 1
     words: tuple[int, int] = (40, 40)
     system_words: int = 0
     lengths: Lengths = Lengths(36, 0.9, 512)
@@ -88,8 +88,6 @@ WORKLOADS = {
     "images": Workload(
         "a photograph a record, about 400 tokens of it; a tiny Qwen2.5-VL with random weights",
         model=models.tiny_qwen25_vl,
-        records=192,
-        n=1,
         images=True,
         max_model_len=2048,
         max_num_seqs=64,
@@ -123,7 +121,6 @@ WORKLOADS = {
         "Qwen2.5-VL-7B's shape, a photograph a record, lengths log-normal, median 60 tokens",
         model=full_size.qwen25_vl_7b,
         records=1024,
-        n=1,
         lengths=Lengths(60, 0.5, 256),
         images=True,
         max_model_len=4096,
