@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,8 @@ from tasks.storage import open_storage
 from tasks.tally import metrics
 
 EXIT_OK, EXIT_FAILED = 0, 1
+LEAVE_SECONDS = 20.0
+"""What a stopped run may take to end in order. Engines are gone by then; Prefect may still wait for a slow server."""
 SAMPLES_SHOWN = 3
 CHARACTERS_SHOWN = 400
 
@@ -111,7 +115,16 @@ def _heed_signals() -> None:
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    leaving = threading.Timer(LEAVE_SECONDS, _leave)
+    leaving.daemon = True
+    leaving.start()
     raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    """End at once, as kill -9 would: the keepers end what is left."""
+    _say(STOPPED)
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _one_line(error: Exception) -> str:

@@ -67,6 +67,16 @@ def test_a_closed_terminal_stops_the_run_as_sigterm_does_but_not_under_nohup(
     assert done.returncode == status, done.stderr
 
 
+def test_a_server_that_does_not_answer_does_not_hold_a_stopped_run(tmp_path: Path) -> None:
+    """As Prefect waits for a busy server to hear that the run was stopped."""
+    waits = "try: os.kill(os.getpid(), 2), time.sleep(9)\n    finally: time.sleep(60)"
+    program = RAISES.replace("raise eval(sys.argv[2])", waits)
+    program = program.replace("def generate", "terminal.LEAVE_SECONDS = 0.5\ndef generate")
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == terminal.STOPPED
+
+
 RAISES = f"""
 import contextlib, os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
