@@ -73,12 +73,13 @@ def flow_environment(prefect_api: str, prefect_home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def run_flow(flow_environment: dict[str, str]) -> RunFlow:
-    """Run `python flows/generate.py` with arguments; returns its exit status and output."""
+    """Run `python flows/generate.py` with arguments, or on fake engines; returns its exit status and output."""
 
     def run(
-        *arguments: str, timeout: float = 300, environment: dict[str, str] | None = None
+        *arguments: str, timeout: float = 300, environment: dict[str, str] | None = None, fake: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "flows/generate.py"), *arguments]
+        program = ["-m", "tests.fake_flow"] if fake else [str(ROOT / "flows/generate.py")]
+        command = [sys.executable, *program, *arguments]
         given = {**flow_environment, **(environment or {})}
         return subprocess.run(
             command, env=given, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False

@@ -132,13 +132,14 @@ def test_orchestration_compares_sizes_and_a_rerun(tmp_path: Path, monkeypatch: p
 
 
 class _Answers(BaseHTTPRequestHandler):
-    """A server that has made ten tokens more each time it is asked for its figures."""
+    """A server that has two requests, and made ten tokens more each time it is asked for its figures."""
 
     tokens = 0
 
     def do_GET(self) -> None:
         type(self).tokens += 10
-        text = f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {float(self.tokens)}\n'
+        labels = '{engine="0",model_name="m"}'
+        text = f"vllm:generation_tokens_total{labels} {float(self.tokens)}\nvllm:num_requests_running{labels} 2.0\n"
         self.send_response(200)
         self.end_headers()
         self.wfile.write(text.encode())
@@ -162,10 +163,10 @@ def test_a_peer_that_cannot_run_is_a_row_with_its_error(tmp_path: Path, monkeypa
     assert "tokens/s" not in row
 
 
-def test_tokens_of_a_server_count_from_the_first_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_timed_from_the_first_requests_to_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client's start, its trial request and its end are not in the time."""
-    counts = iter([0, 0, 1, 1, 100, 200, 200, 200])
-    monkeypatch.setattr(Server, "tokens", lambda self: next(counts, 200))
+    looks = iter([(0, 0), (0, 0), (0, 1), (1, 0), (1, 8), (100, 8), (200, 0)])
+    monkeypatch.setattr(Server, "look", lambda self: next(looks, (200, 0)))
     monkeypatch.setattr(_server, "LOOK_SECONDS", 0.05)
     with Server("http://nowhere").watched() as taken:
         time.sleep(0.6)

@@ -32,14 +32,15 @@ class Server:
 
     @contextmanager
     def watched(self) -> Iterator[Figures]:
-        """Fills in `tokens` made in the block, `seconds` from the first to the last, and `command`: of the block."""
+        """Fills in `tokens` made in the block, `seconds` from its first requests to its last token,
+        and `command`: of all of it."""
         taken: Figures = {}
-        ended, seen = threading.Event(), [(time.perf_counter(), self.tokens())]
+        ended, seen = threading.Event(), [(time.perf_counter(), *self.look())]
 
         def look() -> None:
             while not ended.wait(LOOK_SECONDS):
                 with suppress(OSError):
-                    seen.append((time.perf_counter(), self.tokens()))
+                    seen.append((time.perf_counter(), *self.look()))
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
@@ -48,19 +49,22 @@ class Server:
         finally:
             ended.set()
             thread.join()
-        seen.append((time.perf_counter(), self.tokens()))
+        seen.append((time.perf_counter(), *self.look()))
         first, last = seen[0][1], seen[-1][1]
-        few = (last - first) // 100  # a client's trial request is not the start of its work
-        began = max(at for at, tokens in seen if tokens - first <= few)
-        done = min(at for at, tokens in seen if tokens == last)
         if last == first:
             raise RuntimeError("it asked the server for nothing")
+        began = min(at for at, _, requests in seen if requests > 1)  # one alone is a client's trial
+        done = min(at for at, tokens, _ in seen if tokens == last)
         taken |= {"tokens": last - first, "seconds": done - began, "command": seen[-1][0] - seen[0][0]}
 
-    def tokens(self) -> int:
-        """Generated since the server's start."""
-        text = _get(f"{self.url}/metrics")
-        return int(sum(float(n) for n in re.findall(r"^vllm:generation_tokens_total\S* (\S+)$", text, re.MULTILINE)))
+    def look(self) -> tuple[int, int]:
+        """Tokens generated since the server's start, and requests that it has now."""
+        metrics = _get(f"{self.url}/metrics")
+        return _sum(metrics, "generation_tokens_total"), _sum(metrics, "num_requests_(?:running|waiting)")
+
+
+def _sum(metrics: str, name: str) -> int:
+    return int(sum(float(n) for n in re.findall(rf"^vllm:{name}(?:\{{\S*)? (\S+)$", metrics, re.MULTILINE)))
 
 
 @contextmanager
