@@ -19,7 +19,9 @@ echo "installing into .venv (the $device build of vLLM): some minutes the first 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 command -v uv >/dev/null && uv=uv || { .venv/bin/python -m pip install -q uv; uv=.venv/bin/uv; }
 
-options=(--quiet --python .venv/bin/python)
+# Compiled now: where PYTHONDONTWRITEBYTECODE is set, as in most containers, each engine would compile all of vLLM's and
+# PyTorch's modules again at its start.
+options=(--quiet --python .venv/bin/python --compile-bytecode)
 if [ "$device" = cpu ]; then
   # With PyTorch's own index in reach, its CPU build is smaller; the ordinary registry's build runs too.
   options+=(--overrides infra/overrides-cpu.txt)

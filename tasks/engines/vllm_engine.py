@@ -19,6 +19,7 @@ import vllm
 from vllm import SamplingParams, TokensPrompt
 from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
@@ -80,6 +81,8 @@ class VLLMEngine:
         in_process = cpu and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
         if prompt_format.takes_media and not in_process:
             args = media_threads() | args
+        if in_process:
+            _inspect_models_here()
         core: _Core = _InProcessCore(args) if in_process else _AsyncCore(args, spec.placement_group)
         return cls(core, prompt_format, config.sampling)
 
@@ -129,6 +132,13 @@ class VLLMEngine:
             completion_tokens=len(token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
+
+
+def _inspect_models_here() -> None:
+    """A model's class that is new to it vLLM looks at in a process of its own, lest CUDA be initialised in this one. It
+    imports itself again there, which takes as long as here; where there is no CUDA it can look here."""
+    if hasattr(registry, "_run_in_subprocess"):
+        registry._run_in_subprocess = lambda look: look()
 
 
 class _Core(Protocol):
