@@ -8,6 +8,7 @@
 # version). OUT_DIR gets site.part.0, site.part.1, …, which on the box become a folder for PYTHONPATH:
 #
 #   cat site.part.* | python3 -c "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|xz').extractall('site')"
+#   python3 -m compileall -q -j 0 site    # else each engine compiles vLLM's modules at its start where none are written
 #
 # PYTHON_VERSION (3.12), PLATFORM (uv's name, x86_64-manylinux_2_39), VLLM (a version; default: the newest that the box's
 # torch allows), PART_BYTES (52000000) and LEAN (a list of packages and files to leave out, such as kernels for other
