@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-FIRST_LIMIT = 64
+FIRST_LIMIT = 16
 FASTER = 1.1
 """What more in flight must gain to be worth it."""
 SHRINK = 0.7
