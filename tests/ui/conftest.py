@@ -93,7 +93,7 @@ class Team:
         self.worker_pid = self.stack.enter_context(infra_team.worker(self.api, self.folder)).pid
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def configs(tiny_qwen3: Path) -> Iterator[Path]:
     """A folder with the run configs and datasets of the tests' deployments."""
     folder = Path(tempfile.mkdtemp(prefix="datagen-ui-"))
@@ -127,7 +127,7 @@ def configs(tiny_qwen3: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def team(configs: Path) -> Iterator[Team]:
     folder = configs / "team"
     with ExitStack() as stack:
@@ -153,8 +153,9 @@ def open_browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Closed with its module: Playwright holds the thread's event loop, and other tests may need one."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     with open_browser() as browser:
         yield browser
