@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
 }
+PLAIN_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+"""What vLLM's SamplingParams are by themselves, as the other sides have them: a run takes the model's own else."""
 Runs = Mapping[str, Sequence[Figures]]
 
 
@@ -141,7 +143,7 @@ def our_flow(
         "sampling.n": n,
         "sampling.max_tokens_field": "max_tokens",
         "sampling.ignore_eos": "true",
-        "sampling.temperature": 1.0,
+        **{f"sampling.{name}": value for name, value in PLAIN_SAMPLING.items()},
         **{f"engine.{name}": value for name, value in settings.items()},
         **({"engine.extra": json.dumps(workload.extra)} if workload.extra else {}),
         **({"prompt.system": workload.system} if workload.system else {}),
