@@ -65,7 +65,7 @@ def listens_to(pid: int) -> set[str]:
     return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
 
 
-def wait_until(true: Callable[[], object], seconds: float, every: float = 0.1) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 120, every: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not _holds(true):
         assert time.monotonic() < deadline, f"not within {seconds} s"

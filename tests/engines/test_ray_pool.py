@@ -35,13 +35,13 @@ def test_nodes_that_die_and_join_in_the_middle(cluster: TestCluster, tmp_path: P
     prompts = [f"prompt {i}" if i < 60 else f"GATE {i}" for i in range(900)]
     run = FakeRun.make(tmp_path, prompts, replicas=None, engine={"max_num_seqs": 4, "extra": {"delay": 0.05}})
     finished = _in_background(run.run)
-    _wait_for(lambda: run.view.samples >= 20 and all(e.state == "running" for e in run.view.engines))
+    wait_until(lambda: run.view.samples >= 20 and all(e.state == "running" for e in run.view.engines))
     room_before = len(run.view.engines)
     cluster.kill_node(cluster.nodes.pop())
-    _wait_for(lambda: any("is lost" in step for step in run.view.steps))
+    wait_until(lambda: any("is lost" in step for step in run.view.steps))
     cluster.nodes.append(cluster.add_node(2))
-    _wait_for(lambda: len(run.view.engines) == room_before + 1)
-    _wait_for(lambda: all(e.state == "running" and e.shards for e in run.view.engines))
+    wait_until(lambda: len(run.view.engines) == room_before + 1)
+    wait_until(lambda: all(e.state == "running" and e.shards for e in run.view.engines))
     (tmp_path / "out/gate").touch()
     finished()
     assert run.places() == all_places(900, 1)
@@ -62,7 +62,7 @@ def test_a_dead_head_fails_the_run_with_one_line_and_a_rerun_goes_on(
     )
     flow = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     try:
-        _wait_for(lambda: bool(list((tmp_path / "out").rglob("chunk-*"))))
+        wait_until(lambda: bool(list((tmp_path / "out").rglob("chunk-*"))))
         cluster.kill_node(cluster.nodes[0])
         killed = time.monotonic()
         _, stderr = flow.communicate(timeout=120)
@@ -72,7 +72,7 @@ def test_a_dead_head_fails_the_run_with_one_line_and_a_rerun_goes_on(
     assert time.monotonic() - killed < 55, "Ray itself ended the process, and not the run"
     last = stderr.strip().splitlines()[-1]
     assert f"RunError: the head node of the Ray cluster at {cluster.address} has not answered" in last
-    _wait_for(lambda: not engines_of(tmp_path / "out"))
+    wait_until(lambda: not engines_of(tmp_path / "out"))
     (tmp_path / "out/gate").touch()
     again = FakeRun.make(tmp_path, ["prompt"] * 30 + ["GATE"] * 70)
     manifests = again.run()
@@ -184,7 +184,3 @@ def _in_background(work: Callable[[], object]) -> Callable[[], None]:
             raise errors[0]
 
     return wait
-
-
-def _wait_for(true: Callable[[], bool], seconds: float = 120) -> None:
-    wait_until(true, seconds)
