@@ -66,12 +66,16 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """`tokens` counts what was generated since the start, step by step: the only proof of life there is."""
+    """`tokens` counts what was generated since the start, step by step: the only proof of life there is.
+
+    `idle_seconds` is the time between two requests in which the engine had none; None where it cannot be known.
+    """
 
     tokens: int = 0
     running: int = 0
     waiting: int = 0
     kv_cache_usage: float = 0.0
+    idle_seconds: float | None = None
     detail: Json = field(default_factory=dict)
 
 

@@ -49,6 +49,7 @@ class Slot:
     _progress: int = 0
     _servers_tokens: float | None = None
     _past_tokens: int = 0
+    _past_idle: float = 0.0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SPEED_SECONDS + 1))
 
     @property
@@ -124,6 +125,8 @@ class Slot:
         view.tokens = tokens
         view.running, view.in_flight = stats["running"], stats["in_flight"]
         view.kv_cache_usage = stats["kv_cache_usage"]
+        if (idle := stats.get("idle_seconds")) is not None:
+            view.idle_seconds = round(self._past_idle + idle, 3)
 
     def died(self) -> tuple[EngineHandle | None, set[int]]:
         """The engine is gone; returns its handle, and what was in flight."""
@@ -131,7 +134,7 @@ class Slot:
         in_flight, self.in_flight = self.in_flight, set()
         view = self.view
         view.state, view.running, view.in_flight, view.shards, view.tokens_per_second = "dead", 0, 0, 0, 0.0
-        self._past_tokens = view.tokens
+        self._past_tokens, self._past_idle = view.tokens, view.idle_seconds or 0.0
         return handle, in_flight
 
     def stood_still(self, seconds: float) -> None:

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class EngineView:
-    """One engine. `state` is waiting, placing, starting, running, dead (to be restarted), given up or ended."""
+    """One engine. `state` is waiting, placing, starting, running, dead (to be restarted), given up or ended.
+
+    `idle_seconds`: how long it had nothing to compute while the run went on; None where that is not known.
+    """
 
     number: int
     state: str = "waiting"
     tokens: int = 0
+    idle_seconds: float | None = None
     tokens_per_second: float = 0.0
     running: int = 0
     in_flight: int = 0

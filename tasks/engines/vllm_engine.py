@@ -8,9 +8,12 @@ Outputs are asked for once, when final, and the n samples of a record are one re
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import os
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -84,7 +87,10 @@ class VLLMEngine:
         if in_process:
             _inspect_models_here()
         core: _Core = _InProcessCore(args) if in_process else _AsyncCore(args, spec.placement_group)
-        return cls(core, prompt_format, config.sampling)
+        engine = cls(core, prompt_format, config.sampling)
+        if prompt_format.takes_media:
+            await engine._first_image()
+        return engine
 
     def prepare(self, conversation: Conversation) -> Prepared:
         prompt = self._format.render(conversation)
@@ -112,6 +118,15 @@ class VLLMEngine:
 
     async def close(self) -> None:
         self._core.close()
+
+    async def _first_image(self) -> None:
+        """vLLM loads the model's image processor with the first image's settings, in each of its threads that meets one
+        meanwhile: seconds in which the GPU would wait."""
+        image = {"type": "image", "image": _plain_image()}
+        first = Conversation("prompt", [{"role": "user", "content": [image]}], None, None, "first image")
+        with contextlib.suppress(RecordError):  # it may be that the user wants no images (engine.limit_mm_per_prompt)
+            prepared = await asyncio.to_thread(self.prepare, first)
+            await self.generate("first-image", prepared, Ask(n=1, max_tokens=1))
 
     def _params(self, ask: Ask, prompt: Prompt) -> SamplingParams:
         args = dict(self._sampling_args)
@@ -156,17 +171,25 @@ class _Counter(PrometheusStatLogger):  # type: ignore[misc]
 
     def __init__(self, *_: object, **__: object) -> None:
         self.stats = EngineStats()
+        self._idle = 0.0
+        self._idle_since: float | None = None
 
     def record(self, scheduler_stats: Any = None, iteration_stats: Any = None, *_: object, **__: object) -> None:
         """Called once a step."""
         tokens = iteration_stats.num_generation_tokens if iteration_stats else 0
         if scheduler_stats is None:
             return
+        now = time.monotonic()
+        if self._idle_since is not None:  # the step that ended the pause is counted with it: it is short
+            self._idle += now - self._idle_since
+        is_idle = not (scheduler_stats.num_running_reqs or scheduler_stats.num_waiting_reqs)
+        self._idle_since = now if is_idle else None
         self.stats = EngineStats(
             tokens=self.stats.tokens + tokens,
             running=scheduler_stats.num_running_reqs,
             waiting=scheduler_stats.num_waiting_reqs,
             kv_cache_usage=scheduler_stats.kv_cache_usage,
+            idle_seconds=round(self._idle, 3),
         )
 
     def log_engine_initialized(self) -> None: ...
@@ -321,6 +344,14 @@ def _structured(config: StructuredConfig) -> StructuredOutputsParams:
     if config.regex is not None:
         return StructuredOutputsParams(regex=config.regex)
     return StructuredOutputsParams(choice=config.choice)
+
+
+def _plain_image() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (224, 224), "white").save(file, "png")
+    return file.getvalue()
 
 
 def _by_index(completion: Any) -> int:

@@ -171,6 +171,7 @@ class Worker:
                     "running": stats.running,
                     "waiting": stats.waiting,
                     "kv_cache_usage": round(stats.kv_cache_usage, 4),
+                    "idle_seconds": stats.idle_seconds,
                     "in_flight": feeder.in_flight,
                     "progress": feeder.progress,
                     **stats.detail,

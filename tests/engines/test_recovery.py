@@ -60,6 +60,17 @@ def test_figures_prove_life_only_while_they_change() -> None:
     assert slot.alive_at > 0.0
 
 
+def test_the_time_without_requests_adds_up_over_restarts() -> None:
+    slot = running(1)
+    stats = {"tokens": 5, "running": 1, "in_flight": 1, "kv_cache_usage": 0.1}
+    slot.note(stats)
+    assert slot.view.idle_seconds is None  # a server does not tell
+    slot.note(stats | {"idle_seconds": 2.0})
+    slot.died()
+    slot.note(stats | {"idle_seconds": 0.5})
+    assert slot.view.idle_seconds == 2.5
+
+
 @pytest.mark.parametrize(("window", "steps"), [(1, 2), (2, 3), (64, 8), (512, 11), (513, 11)])
 def test_a_culprit_is_found_in_logarithmic_time(window: int, steps: int) -> None:
     hunts, hunt, in_flight, died = Hunts(), Hunt(), set(range(window)), 0
