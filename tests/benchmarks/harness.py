@@ -79,7 +79,7 @@ def run(name: str, arguments: Sequence[str]) -> Figures:
     parser.add_argument("--json", type=Path, help="where to keep the result (default: build/benchmarks)")
     benchmark.add_options(parser)
     options = parser.parse_args(arguments)
-    started, at = time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started, at, stolen = time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), _stolen()
     result = benchmark.measure(options)
     variant = getattr(options, "variant", None)
     kept = {
@@ -89,6 +89,7 @@ def run(name: str, arguments: Sequence[str]) -> Figures:
         "at": at,
         "seconds": round(time.perf_counter() - started, 1),
         "machine": machine(),
+        "stolen_cpu_seconds": round(_stolen() - stolen, 1),
         **asdict(result),
     }
     print(show(kept), flush=True)
@@ -101,7 +102,9 @@ def run(name: str, arguments: Sequence[str]) -> Figures:
 
 def show(kept: Figures) -> str:
     """A result as text: the machine, the table, the figures with what is asked of them."""
-    lines = [f"{kept['command']}  ({kept['seconds']} s)", machine_line(kept["machine"]), "", *table(kept["rows"]), ""]
+    stolen = f", {kept['stolen_cpu_seconds']} CPU seconds stolen by other machines" if kept["stolen_cpu_seconds"] else ""
+    said = f"{kept['command']}  ({kept['seconds']} s{stolen})"
+    lines = [said, machine_line(kept["machine"]), "", *table(kept["rows"]), ""]
     for name, value in kept["figures"].items():
         wanted = f"  (asked: {kept['asked'][name]})" if name in kept["asked"] else ""
         lines.append(f"{name}: {number(value)}{wanted}")
@@ -147,6 +150,15 @@ def machine() -> Figures:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _stolen() -> float:
+    """CPU seconds, of all cores, that a virtual machine's host gave to others while they were wanted here (Linux)."""
+    try:
+        ticks = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[8]
+    except (OSError, IndexError):
+        return 0.0
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def machine_line(machine: Figures) -> str:

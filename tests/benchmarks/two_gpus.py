@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 from tests.benchmarks.harness import Figures, Result
-from tests.benchmarks.throughput import our_flow
-from tests.benchmarks.workloads import WORKLOADS
+from tests.benchmarks.throughput import our_flow, ratio
+from tests.benchmarks.workloads import WORKLOADS, Workload
 from tests.models import cached
 from tests.processes import engines_of
 
@@ -31,47 +32,52 @@ SIDES: dict[str, Figures] = {
 }
 RAY_NODES = {"two replicas on Ray": ["0,1"], "one replica across two Ray nodes": ["0", "1"]}
 """The GPUs of each node of the cluster that is started for a side, all of it on this machine."""
+COMPARED = [("two replicas", "one replica"), ("two replicas on Ray", "two replicas")]
+ASKED = {"two replicas / one replica": ">= 1.95"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=[side for side in SIDES if side not in RAY_NODES])
     parser.add_argument("--records", type=int, help="default: the workload's")
+    parser.add_argument("--rounds", type=int, default=1, help="of all sides in turn; figures are medians")
 
 
 def measure(options: argparse.Namespace) -> Result:
     workload = WORKLOADS["gpu-replicas"]
     records = options.records or workload.records
-    rows: list[Figures] = []
+    runs: dict[str, list[Figures]] = {side: [] for side in options.sides}
     with tempfile.TemporaryDirectory() as folder:
-        model, dataset = str(cached(workload.model)), workload.write(Path(folder), records)
-        for number, side in enumerate(options.sides):
-            out = Path(folder, f"out-{number}")
-            if "killed" in side:
-                threading.Thread(target=_kill_one, args=(out,), daemon=True).start()
-            with ray_nodes(RAY_NODES.get(side, [])) as engine:
-                made = our_flow(
-                    workload, model, dataset, workload.n, -(-records // SHARDS), out, **SIDES[side], **engine
-                )
-            print(json.dumps({"side": side, **made}), file=sys.stderr, flush=True)
-            manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-            rows.append(
-                {
-                    "side": side,
-                    "tokens/s": round(made["tokens"] / made["seconds"], 1),
-                    "engine ready after s": made["start"],
-                    "GPU busy": " ".join(f"{busy:.2f}" for busy in made.get("gpu busy", []) if busy is not None),
-                    "samples": manifest["samples"],
-                    "errors": manifest["errors"],
-                    "restarts": sum(engine["restarts"] for engine in manifest["this_run"]["engines"]),
-                }
-            )
-    speeds = {row["side"]: row["tokens/s"] for row in rows}
-    figures = {}
-    if {"one replica", "two replicas"} <= set(speeds):
-        figures["two replicas / one"] = round(speeds["two replicas"] / speeds["one replica"], 3)
-    if {"two replicas on Ray", "two replicas"} <= set(speeds):
-        figures["two replicas on Ray / local"] = round(speeds["two replicas on Ray"] / speeds["two replicas"], 3)
-    return Result(rows, figures, {"two replicas / one": ">= 1.95"}, [f"{workload.about}; {records} records × 8"])
+        dataset = workload.write(Path(folder), records)
+        for number in range(options.rounds):
+            for side, made in runs.items():
+                made.append(_run(side, workload, dataset, -(-records // SHARDS), Path(folder, f"{number}-{side}")))
+                print(json.dumps({"side": side, **made[-1]}), file=sys.stderr, flush=True)
+    figures = {
+        f"{side} / {other}": ratio(runs, side, other) for side, other in COMPARED if {side, other} <= set(options.sides)
+    }
+    notes = [f"{workload.about}; {records} records × {workload.n} samples, rounds: {options.rounds}"]
+    return Result([_row(side, made) for side, made in runs.items()], figures, ASKED, notes)
+
+
+def _run(side: str, workload: Workload, dataset: Path, shard_size: int, out: Path) -> Figures:
+    if "killed" in side:
+        threading.Thread(target=_kill_one, args=(out,), daemon=True).start()
+    with ray_nodes(RAY_NODES.get(side, [])) as engine:
+        model = str(cached(workload.model))
+        made = our_flow(workload, model, dataset, workload.n, shard_size, out, **SIDES[side], **engine)
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    restarts = sum(engine["restarts"] for engine in manifest["this_run"]["engines"])
+    return made | {"samples": manifest["samples"], "errors": manifest["errors"], "restarts": restarts}
+
+
+def _row(side: str, runs: list[Figures]) -> Figures:
+    return {
+        "side": side,
+        "tokens/s": round(median(made["tokens"] / made["seconds"] for made in runs), 1),
+        "engine ready after s": round(median(made["start"] for made in runs), 1),
+        "GPU busy": " ".join(f"{busy:.2f}" for busy in runs[0].get("gpu busy", []) if busy is not None),
+        **{name: runs[-1][name] for name in ("samples", "errors", "restarts")},
+    }
 
 
 @contextlib.contextmanager

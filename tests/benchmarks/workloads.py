@@ -114,7 +114,7 @@ WORKLOADS = {
         words=(50, 270),
         lengths=Lengths(100, 0.6, 512),
         max_model_len=4096,
-        max_num_seqs=None,
+        max_num_seqs=512,  # vLLM's largest CUDA graph: larger steps are launched by the CPU, kernel by kernel
         gpu=True,
     ),
     "gpu-images": Workload(
