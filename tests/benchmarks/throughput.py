@@ -115,6 +115,9 @@ def _figures(runs: Runs, shards: Sequence[int], workload: Workload) -> tuple[Fig
     usual, eight = "our flow / usual script", flow_name(min(shards, key=lambda count: abs(count - 8)))
     figures[usual] = ratio(runs, eight, USUAL)
     asked[usual] = f">= {2.0 if workload.gpu else 1.8}"
+    if workload.asked_speed:
+        figures["our flow, tokens/s"] = round(median(run["tokens"] / run["seconds"] for run in runs[eight]), 1)
+        asked["our flow, tokens/s"] = f">= {workload.asked_speed:,}"
     if workload.images and (waited := _waited(runs[eight])) is not None:
         figures["share of time the engine waited"] = waited
         if workload.gpu:

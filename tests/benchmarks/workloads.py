@@ -32,7 +32,8 @@ class Workload:
     """Records with a `prompt` of `words` (at least, at most), `max_tokens` (which they reach: the end token is
     ignored), and `images` if asked for; and the model and the engine's settings that go with them.
 
-    `usual` are the usual script's own settings; it generates the first `usual_records` only (None: all).
+    `usual` are the usual script's own settings; it generates the first `usual_records` only (None: all). `asked_speed`
+    is what our flow should make at least, in tokens/s.
     """
 
     about: str
@@ -48,6 +49,7 @@ class Workload:
     gpu: bool = False
     usual: dict[str, Any] = field(default_factory=dict)
     usual_records: int | None = None
+    asked_speed: int | None = None
 
     @property
     def system(self) -> str | None:
@@ -105,6 +107,7 @@ WORKLOADS = {
         gpu=True,
         usual={"enforce_eager": True, "gpu_memory_utilization": 0.95, "max_num_batched_tokens": 8192},
         usual_records=64,
+        asked_speed=6500,  # on one H100
     ),
     "gpu-replicas": Workload(
         "Qwen3-8B's shape, lengths log-normal, median 100 tokens",
