@@ -45,6 +45,7 @@ def gentler(overrides: Json, facts: Json, config: EngineConfig, words: str = "")
     seqs = max(1, seqs // 2)
     less = memory if _says(words, _NO_CACHE) else min(memory, max(LEAST_MEMORY, memory - 0.1))
     return {
+        **overrides,
         "max_num_seqs": seqs,
         "max_num_batched_tokens": min(tokens, max(LEAST_TOKENS, seqs, tokens // 2)),
         "gpu_memory_utilization": round(less, 2),

@@ -64,6 +64,8 @@ def _ease(slot: Slot, was_starting: bool, config: EngineConfig) -> bool:
     if slot.ending or memory or slot.fruitless >= MAX_FRUITLESS:
         slot.fruitless = 0
         slot.overrides = _without(gentler(before, slot.facts, config, slot.last_words), slot.keep)
+        if slot.ending and was_starting:
+            slot.overrides |= {"enforce_eager": True}  # compiling and capturing are what hangs in a start
     elif was_starting and before:
         # vLLM refuses the gentler settings themselves: some models need so many tokens a step.
         refused = {"max_num_batched_tokens"} if "max_num_batched_tokens" in before else set(before)

@@ -23,6 +23,7 @@ import orjson
 
 from tasks.engines import keeper, lifeline
 from tasks.engines.base import Ask, Engine, EngineDeadError, EngineSpec
+from tasks.engines.devices import visible_gpus
 from tasks.engines.feeder import Feeder
 from tasks.engines.root_cause import log_position, root_cause
 from tasks.engines.vllm_args import cpu_environment
@@ -45,7 +46,8 @@ def main(start: StartEngine | None = None) -> None:
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     spec = _read_spec()
-    os.environ.update(cpu_environment(spec.config.engine))
+    if not visible_gpus():
+        os.environ.update(cpu_environment(spec.config.engine))
     asyncio.run(Worker(spec, events).run(start or start_engine))
 
 

@@ -102,7 +102,7 @@ def run(name: str, arguments: Sequence[str]) -> Figures:
 
 def show(kept: Figures) -> str:
     """A result as text: the machine, the table, the figures with what is asked of them."""
-    said = f"{kept['command']}  ({kept['seconds']} s, {kept['stolen_cpu_seconds']} CPU seconds stolen by other machines)"
+    said = f"{kept['command']}  ({kept['seconds']} s, {kept['stolen_cpu_seconds']} CPU seconds went to other machines)"
     lines = [said, machine_line(kept["machine"]), "", *table(kept["rows"]), ""]
     for name, value in kept["figures"].items():
         wanted = f"  (asked: {kept['asked'][name]})" if name in kept["asked"] else ""

@@ -10,7 +10,7 @@ from tests.benchmarks.harness import Figures, machine_line, number
 
 BEGIN = "<!-- figures: written by `python -m tests.benchmarks --readme` -->"
 END = "<!-- end of figures -->"
-WITH_ROWS = ("throughput", "peers")
+WITH_ROWS = ("throughput", "peers", "two_gpus")
 """Benchmarks whose whole table is shown, not only the figures that something is asked of."""
 
 

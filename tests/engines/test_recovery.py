@@ -127,6 +127,21 @@ def test_a_gentler_setting_that_the_model_refuses_is_taken_back() -> None:
     assert "max_num_batched_tokens" not in slot.overrides
 
 
+def test_a_start_that_hung_is_tried_again_without_cuda_graphs_and_stays_without() -> None:
+    slot = Slot(EngineView(0))
+    slot.begin_launch()
+    slot.ending = slot.last_words = "not ready after 100 s"
+    verdict = judge(slot, set(), True, Hunts(), CONFIG)
+    assert not verdict.give_up
+    assert slot.overrides["enforce_eager"] is True
+    assert "enforce_eager True" in verdict.step
+    slot.begin_launch()
+    slot.ready({})
+    slot.ending = slot.last_words = "no token for 10 s"
+    judge(slot, {1, 2}, False, Hunts(), CONFIG)
+    assert slot.overrides["enforce_eager"] is True
+
+
 def test_settings_that_no_start_can_mend_are_given_up_at_once_and_others_after_two() -> None:
     slot = Slot(EngineView(0))
     slot.begin_launch()

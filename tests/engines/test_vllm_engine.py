@@ -1,0 +1,48 @@
+"""What a vLLM engine does before it is ready, as its core sees it. Real cores are in test_families and test_flow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from tests import models
+
+START = """
+import asyncio, json, sys
+from types import SimpleNamespace as Some
+from tasks.config import GenerateConfig
+from tasks.engines import vllm_engine
+from tasks.engines.base import EngineSpec
+
+class Core:
+    def __init__(self, args):
+        model = Some(max_model_len=args["max_model_len"], dtype="float32", get_diff_sampling_param=dict)
+        scheduler = Some(max_num_seqs=8, max_num_batched_tokens=512)
+        cache = Some(gpu_memory_utilization=0.9)
+        self.vllm_config = Some(model_config=model, scheduler_config=scheduler, cache_config=cache)
+        self.asked = []
+
+    async def generate(self, request_id, prompt, params):
+        self.asked.append([len(prompt["multi_modal_data"]["image"]), prompt["mm_processor_kwargs"], params.max_tokens])
+        completion = Some(index=0, text="", token_ids=[1], finish_reason="length")
+        return Some(outputs=[completion], prompt_token_ids=[1], num_cached_tokens=0)
+
+vllm_engine._InProcessCore = vllm_engine._AsyncCore = Core
+model = sys.argv[1]
+config = GenerateConfig.model_validate(
+    {"model": {"source": model}, "dataset": {"path": "x"}, "output": {"path": "y"}, "engine": {"max_model_len": 1024}}
+)
+engine = asyncio.run(vllm_engine.VLLMEngine.start(EngineSpec(number=0, config=config, model_path=model, key="key")))
+print(json.dumps(engine._core.asked))
+"""
+
+
+def test_a_vision_engine_sees_an_image_before_it_is_ready() -> None:
+    """With the settings that records' images have: vLLM loads the image processor once for each of them."""
+    model = str(models.cached(models.tiny_qwen25_vl))
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    done = subprocess.run([sys.executable, "-c", START, model], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[1, {"do_resize": False}, 1]]
