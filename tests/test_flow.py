@@ -94,6 +94,7 @@ def test_the_manifest_tells_where_it_comes_from(finished: Path) -> None:
     assert manifest["dataset"]["blank_lines"] == 1
     assert manifest["files"]["data"]["bytes"] == (finished / "data.jsonl").stat().st_size
     assert manifest["config"]["sampling"]["seed"] == 7
+    assert 0 <= manifest["this_run"]["engines"][0]["idle_seconds"] <= manifest["this_run"]["seconds"]
 
 
 def test_a_rerun_is_cached_and_changes_nothing(
