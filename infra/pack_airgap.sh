@@ -11,8 +11,8 @@
 #   python3 -m compileall -q -j 0 site    # else each engine compiles vLLM's modules at its start where none are written
 #
 # PYTHON_VERSION (3.12), PLATFORM (uv's name, x86_64-manylinux_2_39), VLLM (a version; default: the newest that the box's
-# torch allows), PART_BYTES (52000000) and LEAN (a list of packages and files to leave out, such as kernels for other
-# GPUs: infra/airgap-hopper.txt) are read from the environment.
+# torch allows), EXTRAS (gpu; gpu,ray for a Ray cluster), PART_BYTES (52000000) and LEAN (a list of packages and files to
+# leave out, such as kernels for other GPUs: infra/airgap-hopper.txt) are read from the environment.
 set -euo pipefail
 host=$(realpath "${1:?usage: pack_airgap.sh HOST.txt OUT_DIR}")
 out=$(realpath -m "${2:?usage: pack_airgap.sh HOST.txt OUT_DIR}")
@@ -25,7 +25,8 @@ uv=$(command -v uv || echo .venv/bin/uv)
 target=(--python-version "${PYTHON_VERSION:-3.12}" --python-platform "${PLATFORM:-x86_64-manylinux_2_39}")
 grep -E '^[A-Za-z0-9._-]+(\[[^]]*\])?==[^+ ]+' "$host" | sed 's/+.*//' >"$work/pins.txt" || true
 [ -z "${VLLM:-}" ] || echo "vllm==$VLLM" >>"$work/pins.txt"
-"$uv" pip compile -q --no-annotate --no-header "${target[@]}" --extra gpu --constraint "$work/pins.txt" pyproject.toml >"$work/all.txt"
+mapfile -t extras < <(tr ',' '\n' <<<"${EXTRAS:-gpu}" | sed 's/^/--extra=/')
+"$uv" pip compile -q --no-annotate --no-header "${target[@]}" "${extras[@]}" --constraint "$work/pins.txt" pyproject.toml >"$work/all.txt"
 
 normal() { sed -E 's/[ =<>!~;\[@].*//' "$1" | tr 'A-Z_.' 'a-z--' | sort -u; }
 normal "$host" >"$work/there.txt"
