@@ -8,10 +8,10 @@ Outputs are asked for once, when final, and the n samples of a record are one re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
 import queue
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -124,9 +124,13 @@ class VLLMEngine:
         meanwhile: seconds in which the GPU would wait."""
         image = {"type": "image", "image": _plain_image()}
         first = Conversation("prompt", [{"role": "user", "content": [image]}], None, None, "first image")
-        with contextlib.suppress(RecordError):  # it may be that the user wants no images (engine.limit_mm_per_prompt)
+        try:
             prepared = await asyncio.to_thread(self.prepare, first)
             await self.generate("first-image", prepared, Ask(n=1, max_tokens=1))
+        except EngineDeadError:
+            raise
+        except Exception as error:  # the model may want other images, or the user none (engine.limit_mm_per_prompt)
+            print(f"no first image: {type(error).__name__}: {error}", file=sys.stderr)
 
     def _params(self, ask: Ask, prompt: Prompt) -> SamplingParams:
         args = dict(self._sampling_args)

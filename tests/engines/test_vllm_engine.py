@@ -25,6 +25,8 @@ class Core:
         self.asked = []
 
     async def generate(self, request_id, prompt, params):
+        if len(sys.argv) > 2:
+            raise RuntimeError(sys.argv[2])
         self.asked.append([len(prompt["multi_modal_data"]["image"]), prompt["mm_processor_kwargs"], params.max_tokens])
         completion = Some(index=0, text="", token_ids=[1], finish_reason="length")
         return Some(outputs=[completion], prompt_token_ids=[1], num_cached_tokens=0)
@@ -41,8 +43,16 @@ print(json.dumps(engine._core.asked))
 
 def test_a_vision_engine_sees_an_image_before_it_is_ready() -> None:
     """With the settings that records' images have: vLLM loads the image processor once for each of them."""
-    model = str(models.cached(models.tiny_qwen25_vl))
+    assert json.loads(_start().stdout.splitlines()[-1]) == [[1, {"do_resize": False}, 1]]
+
+
+def test_an_image_that_is_refused_at_the_start_is_told_and_no_more() -> None:
+    assert "no first image: RuntimeError: not this one" in _start("not this one").stderr
+
+
+def _start(*refusal: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", START, str(models.cached(models.tiny_qwen25_vl)), *refusal]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    done = subprocess.run([sys.executable, "-c", START, model], capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [[1, {"do_resize": False}, 1]]
+    return done
