@@ -112,8 +112,7 @@ def test_a_record_that_changes_between_two_runs_is_made_again_and_no_other(tmp_p
     wait_until(lambda: list((tmp_path / "out").rglob("chunk-*")), 60, every=0.01)
     run.pool.close()
     stopped()
-    (chunks,) = {path.parent for path in (tmp_path / "out").rglob("chunk-*")} or {None}
-    assert chunks is not None
+    chunks = min(path.parent for path in (tmp_path / "out").rglob("chunk-*"))  # the next shard may have some too
     held = [orjson.loads(line)["row"] for path in chunks.glob("chunk-*") for line in path.read_bytes().splitlines()]
     prompts = [f"{i} {LONG}" for i in range(RECORDS)]
     prompts[held[0]["original_index"]] = "another prompt"
