@@ -102,7 +102,7 @@ def test_an_output_folder_deleted_under_way_is_made_again(tmp_path: Path) -> Non
 
 
 def test_a_record_that_changes_between_two_runs_is_made_again_and_no_other(tmp_path: Path) -> None:
-    run = long_run(tmp_path)
+    run = long_run(tmp_path, delay=0.3)  # a shard takes longer than a chunk
 
     def run_until_closed() -> None:
         with pytest.raises(ShardFailedError):
