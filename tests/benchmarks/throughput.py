@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -175,8 +176,8 @@ def our_flow(
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     shards = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("shards/*/*.manifest.json")]
     began: dict[str, float] = {}
-    for shard in sorted(shards, key=lambda shard: -float(shard["started_at"])):
-        began[shard["engine"]] = shard["started_at"]
+    for shard in shards:
+        began[shard["engine"]] = min(shard["started_at"], began.get(shard["engine"], math.inf))
     seconds = max(shard["started_at"] + shard["seconds"] for shard in shards) - mean(began.values())
     start = manifest["this_run"]["engine_facts"]["start_seconds"]
     idle = [engine["idle_seconds"] for engine in manifest["this_run"]["engines"]]

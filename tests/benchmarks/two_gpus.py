@@ -49,8 +49,9 @@ def measure(options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         dataset = workload.write(Path(folder), records)
         for number in range(options.rounds):
-            for side, made in runs.items():
-                made.append(_run(side, workload, dataset, -(-records // SHARDS), Path(folder, f"{number}-{side}")))
+            for place, (side, made) in enumerate(runs.items()):
+                out = Path(folder, f"out-{number}-{place}")
+                made.append(_run(side, workload, dataset, -(-records // SHARDS), out))
                 print(json.dumps({"side": side, **made[-1]}), file=sys.stderr, flush=True)
     figures = {
         f"{side} / {other}": ratio(runs, side, other) for side, other in COMPARED if {side, other} <= set(options.sides)
