@@ -2,7 +2,8 @@
 
 A record's prompt says what happens: POISON ends the process, HANG never answers, SLOW takes a second, GATE waits until
 the file `gate` in the run's output folder is there; anything else is answered at once, with the prompt itself. More in
-flight than `engine.extra.memory` is out of memory.
+flight than `engine.extra.memory` is out of memory; more records than the file `engine.extra.allowance` says wait for
+a higher figure there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class FakeEngine:
         self._gate = Path(spec.config.output.path, "gate")
         self._at_once, self._memory = 0, spec.config.engine.extra.get("memory", 1_000_000)
         self._broken = spec.number in spec.config.engine.extra.get("broken", [])
+        self._begun, self._allowance = 0, spec.config.engine.extra.get("allowance")
         self._delay = float(spec.config.engine.extra.get("delay", 0.0))
 
     def prepare(self, conversation: Conversation) -> Prepared:
@@ -40,6 +42,10 @@ class FakeEngine:
         self._at_once += 1
         if self._at_once > self._memory:
             raise EngineDeadError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self._begun += 1
+        number = self._begun
+        while self._allowance and number > int(Path(self._allowance).read_text() or 0):
+            await asyncio.sleep(0.05)
         await asyncio.sleep(self._delay)
         self._at_once -= 1
         if "POISON" in prepared.text:

@@ -104,13 +104,17 @@ def test_a_store_and_a_flow_that_are_killed_lose_nothing_and_double_nothing(
     own_server: SeaweedServer, flow_environment: dict[str, str], model: str, tmp_path: Path
 ) -> None:
     """The server is killed and started again under a run, which is killed later; the next one takes over at once, and
-    lives through the same."""
+    lives through the same. Neither can be done before that, however late we look."""
     access = own_server.access
     access.bucket("runs")
     prompts = b"".join(orjson.dumps({"prompt": f"prompt {number}"}) + b"\n" for number in range(300))
     access.filesystem().pipe_file("runs/in/data.jsonl", prompts)
+    allowance = tmp_path / "allowance"
+    allowance.write_text("100")
+    engine = fake(6, 0.2)
+    engine["extra"]["allowance"] = str(allowance)
     config = write_config(
-        tmp_path / "run.yaml", (model, "s3://runs/in/*.jsonl", "s3://runs/out"), engine=fake(6, 0.2),
+        tmp_path / "run.yaml", (model, "s3://runs/in/*.jsonl", "s3://runs/out"), engine=engine,
         dataset={"shard_size": 40}, sampling={"n": 2},
     )  # fmt: skip
     environment = flow_environment | access.environment
@@ -122,6 +126,7 @@ def test_a_store_and_a_flow_that_are_killed_lose_nothing_and_double_nothing(
     kept = made(access, "runs/out")
     second = start(config, environment)
     restart_after(own_server, kept + 100, second)
+    allowance.write_text("300")
     stdout, stderr = second.communicate(timeout=400)
     assert second.returncode == 0, stderr
     assert "took over s3://runs/out from a run that died" in stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,11 +52,26 @@ class Clock:
 
     def look(self) -> float:
         """The time, at a look of the pool at its engines."""
-        if self._seen == self._world.events:
+        if self._seen == self._world.events and not others_at_work():
             self._now += QUIET_SECONDS
         self._seen = self._world.events
         self._now += 0.001
         return self._now
+
+
+def others_at_work() -> bool:
+    """Whether another thread of this process runs, waits for a core (a busy machine lends none) or for the disk."""
+    own = threading.get_native_id()
+    others = (thread.native_id for thread in threading.enumerate())
+    return any(number not in (None, own) and _state(number) in "RD" for number in others)
+
+
+def _state(thread: int | None) -> str:
+    try:
+        stat = Path(f"/proc/self/task/{thread}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"  # it has just ended
+    return stat.rpartition(")")[2].split()[0]
 
 
 class Simulation:
