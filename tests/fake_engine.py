@@ -22,7 +22,8 @@ from tasks.records import Json, RecordError
 class FakeEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.max_num_seqs: int = spec.overrides.get("max_num_seqs") or spec.config.engine.max_num_seqs or 32
-        self.facts: Json = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": 2048}
+        threads = os.environ.get("OMP_NUM_THREADS")
+        self.facts: Json = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": 2048, "threads": threads}
         self._tokens = 0
         self._gate = Path(spec.config.output.path, "gate")
         self._at_once, self._memory = 0, spec.config.engine.extra.get("memory", 1_000_000)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.engines import lifeline, spare
 from tasks.engines.base import EngineSpec
-from tasks.engines.devices import cpu_binding
+from tasks.engines.devices import share_of_cores
 from tasks.engines.gpu_locks import Gpus
 from tasks.engines.launcher import EngineHandle
 from tasks.engines.worker_process import WORKER, WorkerProcess, base_environment
@@ -59,5 +59,6 @@ class LocalLauncher:
             environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the indices were counted
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(groups[slot])
         elif len(groups) > 1:
-            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", cpu_binding(slot, len(groups)))
+            processes = len(groups) * self._spec.config.engine.gpus_per_replica
+            environment = share_of_cores(processes) | environment
         return environment

@@ -45,7 +45,7 @@ def start_ahead(config: GenerateConfig) -> None:
 def take(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
     """The waiting worker, if it is what the command would start; it is the caller's from now on."""
     global _spare
-    one_of_many = "VLLM_CPU_OMP_THREADS_BIND" in environment and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
+    one_of_many = environment.get("OMP_NUM_THREADS") != os.environ.get("OMP_NUM_THREADS")
     if _spare is None or tuple(command) != WORKER or one_of_many or _spare.poll() is not None:
         return None
     process, _spare = _spare, None

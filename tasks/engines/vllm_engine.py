@@ -8,16 +8,19 @@ Outputs are asked for once, when final, and the n samples of a record are one re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import vllm
 from vllm import SamplingParams, TokensPrompt
 from vllm.config import StructuredOutputsConfig
@@ -26,6 +29,7 @@ from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.utils import torch_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VLLMDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -213,13 +217,14 @@ class _AsyncCore:
         config = engine_args.create_engine_config(_OFFLINE)
         if placement_group:
             config.parallel_config.placement_group = known_group(placement_group, config.parallel_config.world_size)
-        self._engine = AsyncLLM.from_vllm_config(
-            config,
-            stat_loggers=[_Counter],
-            usage_context=_OFFLINE,
-            disable_log_stats=engine_args.disable_log_stats,
-            enable_log_requests=engine_args.enable_log_requests,
-        )
+        with _few_torch_threads():
+            self._engine = AsyncLLM.from_vllm_config(
+                config,
+                stat_loggers=[_Counter],
+                usage_context=_OFFLINE,
+                disable_log_stats=engine_args.disable_log_stats,
+                enable_log_requests=engine_args.enable_log_requests,
+            )
         self.counter = _Counter.of(self._engine)
         self.vllm_config = self._engine.vllm_config
 
@@ -240,6 +245,24 @@ class _AsyncCore:
 
     def close(self) -> None:
         self._engine.shutdown()
+
+
+@contextlib.contextmanager
+def _few_torch_threads() -> Iterator[None]:
+    """One thread for torch's work on the CPU, here (each media thread has its own) and in a core beside GPUs.
+
+    By default each process has one for every processor, and all of them wait in spin locks after each larger operation,
+    at the cost of the thread that feeds the GPU. Newer vLLM sees to its cores itself (vllm-project/vllm#49919); before,
+    to none that is the only one of its engine. OMP_NUM_THREADS, if set, stays.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    if not (current_platform.is_cpu() or hasattr(torch_utils, "set_torch_threads_for_runtime")):
+        os.environ["OMP_NUM_THREADS"] = "1"  # for a core that is spawned; one that is forked has torch's setting
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
 
 
 @dataclass(slots=True)
