@@ -28,13 +28,17 @@ def gpu_names(gpus: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def share_of_cores(processes: int) -> dict[str, str]:
-    """The environment of one of so many vLLM processes that have this machine's cores together.
+def share_of_cores(processes: int) -> int:
+    """Each one's, of the cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def cores_environment(cores: int) -> dict[str, str]:
+    """The environment of a vLLM process that computes on so many of the cores which it has together with others.
 
     Threads beyond the cores there are wait for one another in spin locks: two replicas on two cores were six times
     slower than one. vLLM binds threads to cores only where it starts more than one process.
     """
-    cores = max(1, len(os.sched_getaffinity(0)) // processes)
     return {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.engines import lifeline, spare
 from tasks.engines.base import EngineSpec
-from tasks.engines.devices import share_of_cores
+from tasks.engines.devices import cores_environment, share_of_cores
 from tasks.engines.gpu_locks import Gpus
 from tasks.engines.launcher import EngineHandle
 from tasks.engines.worker_process import WORKER, WorkerProcess, base_environment
@@ -60,5 +60,5 @@ class LocalLauncher:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(groups[slot])
         elif len(groups) > 1:
             processes = len(groups) * self._spec.config.engine.gpus_per_replica
-            environment = share_of_cores(processes) | environment
+            environment = cores_environment(share_of_cores(processes)) | environment
         return environment

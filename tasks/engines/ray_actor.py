@@ -18,6 +18,7 @@ from tasks.config import GenerateConfig
 from tasks.downloads.fetch import fetch_model
 from tasks.engines import lifeline
 from tasks.engines.base import EngineSpec
+from tasks.engines.devices import cores_environment
 from tasks.engines.ray_cluster import NotShared
 from tasks.engines.worker_process import WorkerProcess, base_environment
 from tasks.errors import RunError
@@ -133,8 +134,7 @@ def _environment(spec: EngineSpec, cores: int) -> dict[str, str]:
     # Ray means numpy in many small tasks by it; our worker has `cores` of the node for itself (0: it is on GPUs).
     environment.pop("OMP_NUM_THREADS", None)
     if cores:
-        environment["OMP_NUM_THREADS"] = str(cores)
-        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        environment = cores_environment(cores) | environment
     if spec.placement_group:
         environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         environment.pop("CUDA_VISIBLE_DEVICES", None)  # the GPUs are those of the actors that vLLM places

@@ -76,7 +76,7 @@ def _row(side: str, runs: list[Figures]) -> Figures:
         "side": side,
         "tokens/s": round(median(made["tokens"] / made["seconds"] for made in runs), 1),
         "engine ready after s": round(median(made["start"] for made in runs), 1),
-        "GPU busy": " ".join(f"{busy:.2f}" for busy in runs[0].get("gpu busy", []) if busy is not None),
+        "GPU busy": " ".join(f"{busy:.2f}" for busy in runs[-1].get("gpu busy", []) if busy is not None),
         **{name: runs[-1][name] for name in ("samples", "errors", "restarts")},
     }
 

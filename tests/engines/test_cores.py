@@ -1,4 +1,4 @@
-"""What processes of this machine are started with."""
+"""How many threads engines on the CPU compute with, where they have its cores together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.config import GenerateConfig
+from tasks.engines.base import EngineSpec
+from tasks.engines.ray_actor import _environment
 from tests.pools import FakeRun
 
 
@@ -17,6 +20,15 @@ def test_replicas_on_the_cpu_share_its_cores(tmp_path: Path, monkeypatch: pytest
     assert facts(tmp_path / "one", 1)["threads"] is None
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert facts(tmp_path / "told", 2)["threads"] == "5"
+
+
+def test_an_engine_on_ray_computes_with_the_cores_of_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the one thread that Ray tells its actors."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sections = {"model": {"source": "m"}, "dataset": {"path": "d"}, "output": {"path": "o"}}
+    spec = EngineSpec(number=0, config=GenerateConfig.model_validate(sections), model_path="", key="key")
+    assert _environment(spec, 3)["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in _environment(spec, 0)
 
 
 def facts(folder: Path, replicas: int) -> dict[str, object]:
