@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
+
 from tasks.config import EngineConfig
 from tasks.errors import RunError
 
 LOOK_SECONDS = 2.0
 LISTEN_SECONDS = 10.0
-CONNECT_SECONDS = 60.0
+CONNECT_SECONDS = 150.0  # a failed try of a client takes Ray 30 to 40
 HEAD_SECONDS = 30.0
 """Seconds without an answer after which the head counts as dead."""
 
@@ -163,9 +165,18 @@ def _connect(address: str | None) -> tuple[str, bool]:
     options: dict[str, Any] = {} if place.startswith("ray://") else {"configure_logging": False}
     failed: list[Exception] = []
 
-    def connect() -> None:
+    # Of Ray's proxy for clients: now and then the server that it forks for one dies at birth (its gRPC's threads).
+    @retry(retry=retry_if_exception_type(ConnectionAbortedError), stop=stop_after_attempt(3), reraise=True)
+    def init() -> None:
         try:
             ray.init(address=place, log_to_driver=False, **options)
+        except Exception:
+            ray.shutdown()  # what is left of it would be in the next one's way
+            raise
+
+    def connect() -> None:
+        try:
+            init()
         except Exception as error:
             failed.append(error)
 

@@ -14,7 +14,7 @@ import pytest
 
 from tasks.config import EngineConfig, GenerateConfig
 from tasks.engines.base import EngineSpec
-from tasks.engines.ray_cluster import Node, known_group, need_of, room
+from tasks.engines.ray_cluster import Node, _connect, known_group, need_of, room
 from tasks.engines.vllm_args import engine_args
 from tasks.errors import RunError
 from tests import pools
@@ -89,6 +89,26 @@ def test_a_cluster_is_used_from_outside(
     run.run()
     assert run.places() == all_places(100, 1)
     assert [(row["original_index"], row["error"]) for row in run.rows(errors=True)] == [(70, "engine_crash")]
+
+
+def test_a_connection_that_ray_breaks_off_is_tried_again(
+    ray_cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where its proxy could not fork a server for the client."""
+    import ray
+
+    init, made = ray.init, []
+
+    def second_time(**options: Any) -> None:
+        made.append(init(**options))
+        if len(made) == 1:
+            raise ConnectionAbortedError("Starting Ray client server failed")
+
+    monkeypatch.setattr(ray, "init", second_time)
+    assert _connect(ray_cluster.client_address) == (ray_cluster.client_address, True)
+    assert len(made) == 2
+    assert ray.is_initialized()
+    ray.shutdown()
 
 
 def test_an_output_folder_that_a_node_does_not_share_fails_the_run(cluster: TestCluster, tmp_path: Path) -> None:
