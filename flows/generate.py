@@ -229,6 +229,7 @@ def _generate_shards(
         futures = _submit_all(dataset.shards, job)
         wait(futures)
     _require_all(dataset.shards, futures)
+    store.drop_chunks(dataset.shards)
     manifests = [manifest for shard in dataset.shards if (manifest := store.manifest(shard, n))]
     return [_graded(config, store, manifest) for manifest in manifests]
 

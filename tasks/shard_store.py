@@ -13,6 +13,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,11 @@ class ShardStore:
         write(self.storage, self._manifest_name(shard), manifest.model_dump_json(indent=1).encode())
         self.storage.remove(self._chunk_folder(shard))
         return manifest
+
+    def drop_chunks(self, shards: Iterable[Shard]) -> None:
+        """What finished shards have left of theirs: a kill, or a store that was away, came before `finish` was done."""
+        with ThreadPoolExecutor(4, "drop") as threads:
+            list(threads.map(lambda shard: self.storage.remove(self._chunk_folder(shard)), shards))
 
     def replace_manifest(self, old: ShardManifest, new: ShardManifest) -> None:
         """Let a finished shard be vouched for by another manifest, then drop files that only the old one names."""

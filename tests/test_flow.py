@@ -101,7 +101,12 @@ def test_a_rerun_is_cached_and_changes_nothing(
     workspace: Path, finished: Path, run_flow: RunFlow, prefect_api: str
 ) -> None:
     before, log = (finished / "data.jsonl").read_bytes(), _engine_log(finished)
+    (manifest,) = finished.glob("shards/*/00000.manifest.json")
+    chunk = manifest.parent / "00000/chunk-1-a.jsonl"  # left by a kill that came before the shard's chunks were dropped
+    chunk.parent.mkdir()
+    chunk.write_bytes(b"{}")
     assert run_flow("--config", str(workspace / "run.yaml")).returncode == 0
+    assert not chunk.parent.exists()
     assert (finished / "data.jsonl").read_bytes() == before
     assert _engine_log(finished) == log
     assert _shard_states(prefect_api)[-8:] == ["Cached"] * 8
