@@ -58,7 +58,6 @@ class LocalLauncher:
         if groups[slot]:
             environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the indices were counted
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(groups[slot])
-        elif len(groups) > 1:
-            processes = len(groups) * self._spec.config.engine.gpus_per_replica
+        elif (processes := len(groups) * self._spec.config.engine.gpus_per_replica) > 1:
             environment = cores_environment(share_of_cores(processes)) | environment
         return environment

@@ -57,6 +57,13 @@ def engine_args(spec: EngineSpec, format_args: Json, cpu: bool) -> Json:
     return args | format_args | engine.extra | spec.overrides
 
 
+def without_fused_all_reduce(args: Json) -> Json:
+    """Tensor parallelism that adds up in steps of its own; what the user says of it in `engine.extra` stays."""
+    given = args.get("compilation_config") or {}
+    passes = {"fuse_allreduce_rms": False, **(given.get("pass_config") or {})}
+    return {**args, "compilation_config": {**given, "pass_config": passes}}
+
+
 def media_threads() -> Json:
     """Threads in which vLLM prepares images beside the engine; they rule out its cache of prepared ones.
 

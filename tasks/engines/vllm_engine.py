@@ -38,8 +38,9 @@ from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_
 
 from tasks.config import SamplingConfig, StructuredConfig
 from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
+from tasks.engines.multicast import lacks_multicast
 from tasks.engines.ray_cluster import known_group
-from tasks.engines.vllm_args import engine_args, media_threads, sampling_args
+from tasks.engines.vllm_args import engine_args, media_threads, sampling_args, without_fused_all_reduce
 from tasks.prompts import make_format
 from tasks.prompts.base import Completion, Prompt, PromptFormat
 from tasks.prompts.conversation import Conversation
@@ -85,6 +86,9 @@ class VLLMEngine:
         cpu = current_platform.is_cpu()
         args = engine_args(spec, prompt_format.engine_args, cpu)
         args["structured_outputs_config"] = _structured_outputs(args, config.sampling.structured)
+        if await asyncio.to_thread(_fuses_in_vain, args, spec):
+            print("no NVLink multicast: the all-reduce is not fused", file=sys.stderr)
+            args = without_fused_all_reduce(args)
         in_process = cpu and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
         if prompt_format.takes_media and not in_process:
             args = media_threads() | args
@@ -155,6 +159,13 @@ class VLLMEngine:
             completion_tokens=len(token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
+
+
+def _fuses_in_vain(args: Json, spec: EngineSpec) -> bool:
+    """Whether vLLM would fuse a tensor-parallel all-reduce for GPUs that cannot: nor can those of several machines."""
+    if not current_platform.is_cuda() or args.get("tensor_parallel_size", 1) == 1:
+        return False
+    return bool(spec.placement_group) or lacks_multicast()
 
 
 def _inspect_models_here() -> None:

@@ -59,11 +59,46 @@ for device, vllm, user in [("gpu", new, None), ("gpu", Some(), None), ("cpu", So
     print(torch.get_num_threads())
 """
 
+TENSOR_PARALLEL = """
+import asyncio, sys
+from types import SimpleNamespace as Some
+from tasks.config import GenerateConfig
+from tasks.engines import vllm_engine
+from tasks.engines.base import EngineSpec
+
+class Asked(Exception):
+    pass
+
+def core(args, placement_group):
+    raise Asked(args.get("compilation_config"))
+
+vllm_engine._AsyncCore = core
+vllm_engine.current_platform = Some(is_cpu=lambda: False, is_cuda=lambda: True)
+for gpus, lacks, group in [(2, False, ""), (2, True, ""), (2, False, "across nodes"), (1, True, "")]:
+    vllm_engine.lacks_multicast = lambda: lacks
+    engine = {"tensor_parallel_size": gpus, "max_model_len": 1024}
+    sections = {"model": {"source": sys.argv[1]}, "dataset": {"path": "x"}, "output": {"path": "y"}, "engine": engine}
+    config = GenerateConfig.model_validate(sections)
+    spec = EngineSpec(number=0, config=config, model_path=sys.argv[1], key="key", placement_group=group)
+    try:
+        asyncio.run(vllm_engine.VLLMEngine.start(spec))
+    except Asked as asked:
+        print(asked)
+"""
+
 
 def test_torch_takes_one_thread_beside_gpus() -> None:
     """In the core too where vLLM does not see to that itself; what the user has set stays."""
     done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-4:] == ["3 None 1", "1 1 1", "3 None 1", "3 4 3"]
+
+
+def test_the_all_reduce_is_fused_where_gpus_have_multicast_alone() -> None:
+    """vLLM fuses it on every Hopper GPU, and hangs where they have none."""
+    command = [sys.executable, "-c", TENSOR_PARALLEL, str(models.cached(models.tiny_qwen3))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    not_fused = "{'pass_config': {'fuse_allreduce_rms': False}}"
+    assert done.stdout.splitlines()[-4:] == ["None", not_fused, not_fused, "None"]
 
 
 def test_a_vision_engine_sees_an_image_before_it_is_ready() -> None:
