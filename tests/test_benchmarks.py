@@ -53,7 +53,7 @@ def test_merge_with_a_last_shard_that_is_not_full(tmp_path: Path) -> None:
     assert kept["rows"][0]["ratio"] > 0
 
 
-def test_the_readme_table_comes_from_the_kept_results(tmp_path: Path) -> None:
+def test_tables_come_from_the_kept_results() -> None:
     result = {
         "benchmark": "throughput",
         "variant": "mixed",
@@ -64,21 +64,26 @@ def test_the_readme_table_comes_from_the_kept_results(tmp_path: Path) -> None:
         "asked": {"our flow / one call": ">= 0.98"},
         "notes": ["the flow's start is apart"],
     }
-    (tmp_path / "throughput.json").write_text(json.dumps(result))
-    page = tmp_path / "README.md"
-    page.write_text(f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\n## After\n")
-    for _ in range(2):
-        readme.write(page, tmp_path)
-    written = page.read_text()
-    assert (
-        "| throughput mixed | our flow / one call | >= 0.98 | 0.996 | `python -m tests.benchmarks throughput` |"
-        in written
-    )
-    assert "| one call | 1,234 |" in written
-    assert harness.machine_line(harness.machine()) in written
+    text = f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\n## After\n"
+    written = readme.page(readme.page(text, [result]), [result])
+    row = "| throughput mixed | our flow / one call | >= 0.98 | 0.996 | `python -m tests.benchmarks throughput` |"
+    assert row in written
     assert "old" not in written
     assert written.startswith("# Title\n")
     assert written.endswith("## After\n")
+    assert "| one call | 1,234 |" in (tables := readme.tables([result]))
+    assert all(harness.machine_line(harness.machine()) in page for page in (written, tables))
+
+
+def test_the_tables_shown_are_those_of_the_kept_results() -> None:
+    text = readme.README.read_text(encoding="utf-8")
+    assert text == readme.page(text, readme.kept()), "run: python -m tests.benchmarks --readme"
+    assert readme.TABLES.read_text(encoding="utf-8") == readme.tables(readme.kept())
+
+
+def test_a_result_does_not_say_where_it_was_kept(tmp_path: Path) -> None:
+    kept = run(tmp_path, "split", "--records", 2000, "--rounds", 1)
+    assert kept["command"] == "python -m tests.benchmarks split --records 2000 --rounds 1"
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

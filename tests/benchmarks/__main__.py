@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks --list
     python -m tests.benchmarks NAME [--json FILE] [options; --help lists them]
-    python -m tests.benchmarks --readme        writes the README's tables from build/benchmarks/*.json
+    python -m tests.benchmarks --readme [FILE ...]
+                                               takes results over into docs/benchmarks, and writes the README's tables
 
 Each prints a table and keeps its result in build/benchmarks/NAME.json, with the machine and the command.
 """
@@ -10,6 +11,7 @@ Each prints a table and keeps its result in build/benchmarks/NAME.json, with the
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from tests.benchmarks import harness, readme
 
@@ -19,8 +21,9 @@ def main(arguments: list[str]) -> int:
         case ["--list"]:
             for name in harness.names():
                 print(f"{name:16}{harness.description(name)}")
-        case ["--readme"]:
-            readme.write(harness.ROOT / "README.md", harness.RESULTS)
+        case ["--readme", *results]:
+            readme.keep(map(Path, results))
+            readme.write()
         case [name, *options] if name in harness.names():
             harness.run(name, options)
         case _:

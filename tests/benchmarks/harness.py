@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pkgutil
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -85,7 +86,7 @@ def run(name: str, arguments: Sequence[str]) -> Figures:
     kept = {
         "benchmark": name,
         "variant": variant,
-        "command": " ".join(["python -m tests.benchmarks", name, *arguments]),
+        "command": _command(name, arguments),
         "at": at,
         "seconds": round(time.perf_counter() - started, 1),
         "machine": machine(),
@@ -98,6 +99,15 @@ def run(name: str, arguments: Sequence[str]) -> Figures:
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"kept in {path}")
     return kept
+
+
+def _command(name: str, arguments: Sequence[str]) -> str:
+    """What was run, less where its result was to be kept."""
+    words = [*arguments]
+    if "--json" in words:
+        place = words.index("--json")
+        del words[place : place + 2]
+    return shlex.join(["python", "-m", "tests.benchmarks", name, *words])
 
 
 def show(kept: Figures) -> str:

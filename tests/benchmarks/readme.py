@@ -1,40 +1,70 @@
-"""The README's tables of figures, made from the kept results, so that no figure is copied by hand."""
+"""The tables of figures in the README and in docs/benchmarks.md, made from the kept results: none is copied by hand."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tests.benchmarks.harness import Figures, machine_line, number
+from tests.benchmarks.harness import ROOT, Figures, machine_line, number
 
 BEGIN = "<!-- figures: written by `python -m tests.benchmarks --readme` -->"
 END = "<!-- end of figures -->"
+README, TABLES, KEPT = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks"
 WITH_ROWS = ("throughput", "peers", "two_gpus")
 """Benchmarks whose whole table is shown, not only the figures that something is asked of."""
+TITLE = """# Benchmarks, side by side
+
+What the README's figures come from: written by `python -m tests.benchmarks --readme` from `docs/benchmarks/`. All sides
+of a table ran in one go, one after the other, with the same prompts, output lengths and engine settings."""
 
 
-def write(path: Path, results: Path) -> None:
-    """Replace what stands between the marks of the README."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+def keep(results: Iterable[Path]) -> None:
+    """Take results over into those that are shown, under their files' names."""
+    for path in results:
+        json.loads(path.read_text(encoding="utf-8"))
+        shutil.copy(path, KEPT / path.name)
+
+
+def write() -> None:
+    """Replace what stands between the marks of the README, and the page of tables."""
+    README.write_text(page(README.read_text(encoding="utf-8"), kept()), encoding="utf-8")
+    TABLES.write_text(tables(kept()), encoding="utf-8")
+
+
+def kept() -> list[Figures]:
+    """The results that are shown."""
+    files = sorted(KEPT.glob("*.json"), key=lambda path: path.stem)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+
+
+def page(text: str, results: Sequence[Figures]) -> str:
+    """The README's text with what is asked and measured, for each machine, between its marks."""
+    before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{path} has no place for the figures: the lines\n{BEGIN}\n{END}")
-    kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
-    path.write_text(f"{before}{BEGIN}\n{render(kept)}\n{END}{after}", encoding="utf-8")
+        raise SystemExit(f"README.md has no place for the figures: the lines\n{BEGIN}\n{END}")
+    parts = [f"On {line}:\n\n{_asked(here)}" for line, here in _by_machine(results).items()]
+    return "\n\n".join([before + BEGIN, *parts, END + after])
 
 
-def render(kept: Sequence[Figures]) -> str:
-    """Markdown: a table of what is asked, for each machine, and the tables of the comparisons."""
-    machines = {machine_line(result["machine"]): result["machine"] for result in kept}
-    parts = []
-    for line in machines:
-        here = [result for result in kept if machine_line(result["machine"]) == line]
-        parts += [f"On {line}:", _asked(here), *(_rows(r) for r in here if r["benchmark"] in WITH_ROWS)]
-    return "\n\n".join(["", *parts, ""])
+def tables(results: Sequence[Figures]) -> str:
+    """The whole tables of the comparisons, as a page."""
+    parts = [TITLE]
+    for line, here in _by_machine(results).items():
+        parts += [f"## {line}", *(_rows(result) for result in here if result["benchmark"] in WITH_ROWS)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _asked(kept: Sequence[Figures]) -> str:
+def _by_machine(results: Sequence[Figures]) -> dict[str, list[Figures]]:
+    machines: dict[str, list[Figures]] = {}
+    for result in results:
+        machines.setdefault(machine_line(result["machine"]), []).append(result)
+    return machines
+
+
+def _asked(results: Sequence[Figures]) -> str:
     rows = [
         {
             "benchmark": _title(result),
@@ -43,7 +73,7 @@ def _asked(kept: Sequence[Figures]) -> str:
             "measured": result["figures"][name],
             "command": f"`{result['command']}`",
         }
-        for result in kept
+        for result in results
         for name, wanted in result["asked"].items()
         if name in result["figures"]
     ]
