@@ -134,7 +134,8 @@ def _environment(spec: EngineSpec, cores: int) -> dict[str, str]:
     # Ray means numpy in many small tasks by it; our worker has `cores` of the node for itself (0: it is on GPUs).
     environment.pop("OMP_NUM_THREADS", None)
     if cores:
-        environment = cores_environment(cores) | environment
+        each = max(1, cores // spec.config.engine.gpus_per_replica)  # vLLM starts a process for each part of a replica
+        environment = cores_environment(each) | environment
     if spec.placement_group:
         environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         environment.pop("CUDA_VISIBLE_DEVICES", None)  # the GPUs are those of the actors that vLLM places
