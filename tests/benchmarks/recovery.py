@@ -30,7 +30,7 @@ STALL, CHUNK = 10.0, 1.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, default=80, help="of each run with a real engine")
-    parser.add_argument("--only", nargs="+", help="kill stop core flow poison")
+    parser.add_argument("--only", nargs="+", help="kill stop core worker flow poison")
 
 
 def measure(options: argparse.Namespace) -> Result:
@@ -38,6 +38,9 @@ def measure(options: argparse.Namespace) -> Result:
         "kill": lambda: _in_a_run("kill -9 of the engine", options.records, _kill_engine),
         "stop": lambda: _in_a_run(f"engine hangs (stall_timeout {STALL:g} s)", options.records, _stop_engine),
         "core": lambda: _in_a_run("kill -9 of vLLM's core process", options.records, _kill_core, "1"),
+        "worker": lambda: _in_a_run(
+            "kill -9 of one of two tensor-parallel workers", options.records, _kill_worker, "1", tensor_parallel_size=2
+        ),
         "flow": lambda: _flow_killed(options.records),
         "poison": lambda: apart(_poison),
     }
@@ -52,10 +55,12 @@ def _bound() -> str:
     )
 
 
-def _in_a_run(fault: str, records: int, strike: Callable[[Path], None], multiprocessing: str = "0") -> Figures:
+def _in_a_run(
+    fault: str, records: int, strike: Callable[[Path], None], multiprocessing: str = "0", **engine: int
+) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out")
-        flow = start_flow(_environment(multiprocessing), "--config", _config(Path(folder), records))
+        flow = start_flow(_environment(multiprocessing), "--config", _config(Path(folder), records, **engine))
         try:
             wait_until(lambda: len(made(output)) >= records * N // 4, PATIENCE)
             strike(output)
@@ -89,8 +94,17 @@ def _stop_engine(output: Path) -> None:
 
 
 def _kill_core(output: Path) -> None:
-    (core,) = [pid for pid in engines_of(output) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(core, signal.SIGKILL)
+    _kill_titled(output, b"EngineCore")
+
+
+def _kill_worker(output: Path) -> None:
+    _kill_titled(output, b"Worker_TP1")
+
+
+def _kill_titled(output: Path, title: bytes) -> None:
+    """Kill the process of vLLM that calls itself so."""
+    (found,) = [pid for pid in engines_of(output) if title in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(found, signal.SIGKILL)
 
 
 def _flow_killed(records: int) -> Figures:
@@ -142,14 +156,14 @@ def _environment(multiprocessing: str = "0") -> dict[str, str]:
     return {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing}
 
 
-def _config(folder: Path, records: int) -> str:
+def _config(folder: Path, records: int, **engine: int) -> str:
     data = folder / "data.jsonl"
     data.write_bytes(b"".join(orjson.dumps({"prompt": f"Q {i}"}) + b"\n" for i in range(records)))
     config = {
         "model": {"source": str(models.cached(models.tiny_qwen3))},
         "dataset": {"path": str(data), "shard_size": 10},
         "sampling": {"n": N, "max_tokens": TOKENS, "temperature": 1.0, "top_k": -1, "ignore_eos": True},
-        "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": SEQS, "stall_timeout": STALL},
+        "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": SEQS, "stall_timeout": STALL, **engine},
         "output": {"path": str(folder / "out"), "chunk_seconds": CHUNK},
     }
     path = folder / "run.yaml"

@@ -23,6 +23,16 @@ LOG = f"""(EngineCore pid=71) ERROR 11-25 09:20:11 [core.py:1044] EngineCore fai
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {{}}
 ConnectionResetError: [Errno 104] Connection reset by peer
 """
+KILLED = """(EngineCore pid=33) ERROR Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down
+(Worker_TP0 pid=34) INFO 11-26 03:46:45 [multiproc_executor.py:843] Parent process exited, terminating worker queues
+(EngineCore pid=33) ERROR 11-26 03:46:54 [core.py:1512] RuntimeError: cancelled
+vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.
+"""
+WORKER = """(Worker_PP1 pid=56) ERROR 11-26 02:35:38 [executor.py:1063]     assert self.intermediate_tensors is not None
+(Worker_PP1 pid=56) ERROR 11-26 02:35:38 [executor.py:1063] AssertionError
+(EngineCore pid=55) ERROR 11-26 02:35:38 [core.py:1512] KeyError: 'first-token-a485aaac'
+"""
+DEAD = "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
 @pytest.mark.parametrize(
@@ -31,6 +41,9 @@ ConnectionResetError: [Errno 104] Connection reset by peer
         ("", LOG, POINTS, f"ValueError: {FREE}"),
         ("ValueError: of an earlier start\n", "no exception in here\n", POINTS, POINTS),
         ("", LOG, "ValueError: says all", "ValueError: says all"),
+        ("", KILLED, DEAD, "Worker proc VllmWorker-1 died unexpectedly (exit code: -9)\n"),
+        ("", WORKER, DEAD, "AssertionError\n"),
+        ("", KILLED + WORKER, DEAD, "Worker proc VllmWorker-1 died"),
         ("", "torch.AcceleratorError: CUDA error: an illegal memory access\n", POINTS, "torch.AcceleratorError: CUDA"),
     ],
 )
