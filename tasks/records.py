@@ -253,9 +253,9 @@ class Span(_File):
 class ShardManifest(_File):
     """What a finished shard holds. The shard is believed only while both files have these sizes and hashes.
 
-    `grading` says which validation settings the answers and the tally are by (tasks.tally.grading_key). `timeline` has
-    one span a checkpoint, in order of time. `etags` are those that S3 gave the files, by their names: a file that still
-    has its ETag is the one that was written, and needs not be read to know it.
+    `grading` says which validation settings the answers and the tally are by (tasks.tally.grading_key), `timeline` when
+    its tokens were made. `etags` are those that S3 gave the files, by their names: a file that still has its ETag is
+    the one that was written, and needs not be read to know it.
     """
 
     version: int = 1

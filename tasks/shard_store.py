@@ -26,11 +26,16 @@ from tasks.storage import Storage, sha256_of, write
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A finished row, of data.jsonl or errors.jsonl, and the record it was made for."""
+    """A finished row, of data.jsonl or errors.jsonl, and the record it was made for.
+
+    `began` and `ended` (Unix time) are those of its request, and no chunk keeps them.
+    """
 
     digest: str
     row: Json
     cached_tokens: int = 0
+    began: float = 0.0
+    ended: float = 0.0
 
     @property
     def place(self) -> tuple[int, int]:

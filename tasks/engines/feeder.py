@@ -210,9 +210,10 @@ class Feeder:
 
     async def _complete(self, ready: _Ready) -> None:
         work, owed, index = ready.work, ready.owed, ready.owed.record.original_index
+        began = time.time()
         try:
             generated = await self._generate(ready)
-            rows = [self._sample_row(ready, s, g) for s, g in zip(owed.sample_ids, generated, strict=True)]
+            rows = [self._sample_row(ready, s, g, began) for s, g in zip(owed.sample_ids, generated, strict=True)]
         except RecordError as error:
             rows = self._error_rows(owed, error)
         except EngineDeadError as error:
@@ -335,7 +336,7 @@ class Feeder:
             for s in owed.sample_ids
         ]
 
-    def _sample_row(self, ready: _Ready, sample_id: int, generated: Generated) -> Row:
+    def _sample_row(self, ready: _Ready, sample_id: int, generated: Generated, began: float) -> Row:
         record, conversation, parsed = ready.owed.record, ready.conversation, generated.parsed
         keep = {name: conversation.fields.get(name) for name in self._config.output.keep_fields}
         sample = Sample(
@@ -352,7 +353,7 @@ class Feeder:
             completion_tokens=generated.completion_tokens,
             extra={**parsed.extra, **keep},
         )
-        return Row(record.digest, sample.row(), generated.cached_tokens)
+        return Row(record.digest, sample.row(), generated.cached_tokens, began, time.time())
 
 
 def _internal(owed: Owed, error: Exception) -> RecordError:

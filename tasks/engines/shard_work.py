@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -89,12 +91,12 @@ class ShardWork:
         """Write what is made as a chunk."""
         with self._write:
             rows = list(self._pending)
-            since, self.last_checkpoint = self.last_checkpoint, time.monotonic()
+            self.last_checkpoint = time.monotonic()
             if not rows:
                 return
             self._store.write_chunk(self.shard, rows)
             del self._pending[: len(rows)]  # only now: what could not be written is written later
-            self._note_span(rows, self.last_checkpoint - since)
+            self._timeline += spans_of(rows, self._engine)
 
     def finish(self) -> ShardManifest:
         """Checkpoint, then make the chunks one ordered shard. The rows are read back: what is on disk counts."""
@@ -122,11 +124,6 @@ class ShardWork:
     def _count_line(self) -> None:
         self.lines_read += 1
 
-    def _note_span(self, rows: list[Row], seconds: float) -> None:
-        tokens = sum(row.row.get("completion_tokens", 0) for row in rows)
-        span = Span(engine=self._engine, start=time.time() - seconds, seconds=seconds, completion_tokens=tokens)
-        self._timeline.append(span)
-
     def _facts(self, rows: list[Row]) -> Json:
         validation = self._config.validation
         rows.sort(key=lambda row: row.place)
@@ -142,3 +139,16 @@ class ShardWork:
             "grading": grading_key(validation),
             "timeline": tuple(self._timeline),
         }
+
+
+def spans_of(rows: Iterable[Row], engine: str) -> Iterator[Span]:
+    """When the tokens of these rows were made: a span for those that took about equally long (up to twice as long)."""
+    groups: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.row.get("completion_tokens"):
+            groups[math.frexp(row.ended - row.began)[1]].append(row)
+    for group in groups.values():
+        tokens = sum(row.row["completion_tokens"] for row in group)
+        start = sum(row.began * row.row["completion_tokens"] for row in group) / tokens
+        end = sum(row.ended * row.row["completion_tokens"] for row in group) / tokens
+        yield Span(engine=engine, start=start, seconds=end - start, completion_tokens=tokens)
