@@ -34,7 +34,9 @@ def test_the_driver_is_asked_of_each_gpu(
     assert lacks_multicast() is lacks
 
 
-def test_without_a_driver_nothing_is_known() -> None:
+def test_without_a_driver_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libcuda.so.1").touch()  # found before one that this machine may have
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     assert not lacks_multicast()
 
 
