@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests import models
 
@@ -25,8 +28,8 @@ class Core:
         self.asked = []
 
     async def generate(self, request_id, prompt, params):
-        if len(sys.argv) > 2:
-            raise RuntimeError(sys.argv[2])
+        if refusal:
+            raise RuntimeError(refusal)
         self.asked.append([len(prompt["multi_modal_data"]["image"]), prompt["mm_processor_kwargs"], params.max_tokens])
         completion = Some(index=0, text="", token_ids=[1], finish_reason="length")
         return Some(outputs=[completion], prompt_token_ids=[1], num_cached_tokens=0)
@@ -36,8 +39,9 @@ model = sys.argv[1]
 config = GenerateConfig.model_validate(
     {"model": {"source": model}, "dataset": {"path": "x"}, "output": {"path": "y"}, "engine": {"max_model_len": 1024}}
 )
-engine = asyncio.run(vllm_engine.VLLMEngine.start(EngineSpec(number=0, config=config, model_path=model, key="key")))
-print(json.dumps(engine._core.asked))
+spec = EngineSpec(number=0, config=config, model_path=model, key="key")
+for refusal in ("", "not this one"):
+    print(json.dumps(asyncio.run(vllm_engine.VLLMEngine.start(spec))._core.asked))
 """
 
 THREADS = """
@@ -87,32 +91,33 @@ for gpus, lacks, group in [(2, False, ""), (2, True, ""), (2, False, "across nod
 """
 
 
-def test_torch_takes_one_thread_beside_gpus() -> None:
+@pytest.fixture(scope="module")
+def beside_gpus() -> list[str]:
+    """What both programs print, in one process: importing vLLM is what takes time."""
+    return _run(THREADS + TENSOR_PARALLEL, models.cached(models.tiny_qwen3)).stdout.splitlines()[-8:]
+
+
+def test_torch_takes_one_thread_beside_gpus(beside_gpus: list[str]) -> None:
     """In the core too where vLLM does not see to that itself; what the user has set stays."""
-    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-4:] == ["3 None 1", "1 1 1", "3 None 1", "3 4 3"]
+    assert beside_gpus[:4] == ["3 None 1", "1 1 1", "3 None 1", "3 4 3"]
 
 
-def test_the_all_reduce_is_fused_where_gpus_have_multicast_alone() -> None:
+def test_the_all_reduce_is_fused_where_gpus_have_multicast_alone(beside_gpus: list[str]) -> None:
     """vLLM fuses it on every Hopper GPU, and hangs where they have none."""
-    command = [sys.executable, "-c", TENSOR_PARALLEL, str(models.cached(models.tiny_qwen3))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
     not_fused = "{'pass_config': {'fuse_allreduce_rms': False}}"
-    assert done.stdout.splitlines()[-4:] == ["None", not_fused, not_fused, "None"]
+    assert beside_gpus[4:] == ["None", not_fused, not_fused, "None"]
 
 
 def test_a_vision_engine_sees_an_image_before_it_is_ready() -> None:
-    """With the settings that records' images have: vLLM loads the image processor once for each of them."""
-    assert json.loads(_start().stdout.splitlines()[-1]) == [[1, {"do_resize": False}, 1]]
+    """With the settings that records' images have: vLLM loads the image processor once for each of them. One that the
+    model refuses is told, and no more."""
+    done = _run(START, models.cached(models.tiny_qwen25_vl))
+    assert [json.loads(line) for line in done.stdout.splitlines()[-2:]] == [[[1, {"do_resize": False}, 1]], []]
+    assert "no first image: RuntimeError: not this one" in done.stderr
 
 
-def test_an_image_that_is_refused_at_the_start_is_told_and_no_more() -> None:
-    assert "no first image: RuntimeError: not this one" in _start("not this one").stderr
-
-
-def _start(*refusal: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", START, str(models.cached(models.tiny_qwen25_vl)), *refusal]
+def _run(program: str, model: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", program, str(model)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
