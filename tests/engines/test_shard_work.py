@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 
 from tasks.engines.shard_work import spans_of
 from tasks.shard_store import Row
+from tests.pools import FakeRun
 
 
 def row(began: float, ended: float, tokens: int) -> Row:
@@ -24,3 +28,11 @@ def test_tokens_are_spread_over_the_time_in_which_they_were_made() -> None:
 
 def test_errors_and_empty_completions_took_no_time() -> None:
     assert not list(spans_of([Row("", {"error": "image_not_found"}), row(1.0, 2.0, 0)], "engine-0"))
+
+
+def test_a_manifest_tells_when_each_token_was_made(tmp_path: Path) -> None:
+    began = time.time()
+    (manifest,) = FakeRun.make(tmp_path, ["prompt"] * 20, engine={"extra": {"delay": 0.1}}).run()
+    assert sum(span.completion_tokens for span in manifest.timeline) == manifest.tally.completion_tokens > 0
+    assert all(span.start >= began for span in manifest.timeline)
+    assert all(0.05 < span.seconds < time.time() - began for span in manifest.timeline)
