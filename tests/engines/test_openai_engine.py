@@ -25,8 +25,9 @@ from tasks.errors import RunError
 from tasks.records import RecordError
 from tests import models
 from tests.conftest import RunFlow
+from tests.ports import free_port
 from tests.prompts.conftest import ASTRONAUT, COFFEE, PHOTOS, conversation, user
-from tests.vllm_server import Proxy, free_port, vllm_server
+from tests.vllm_server import Proxy, vllm_server
 
 pytestmark = pytest.mark.engine
 

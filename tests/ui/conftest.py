@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import tempfile
 import time
 import urllib.request
@@ -20,6 +19,7 @@ from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from infra import team as infra_team
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 SHOTS = ROOT / "build" / "ui"
 FLAGS = [
@@ -133,8 +133,8 @@ def team(configs: Path) -> Iterator[Team]:
     with ExitStack() as stack:
         database = None
         if list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
-            database = stack.enter_context(infra_team.postgresql(folder / "postgresql", _free_port()))
-        api = stack.enter_context(infra_team.server(folder, _free_port(), database))
+            database = stack.enter_context(infra_team.postgresql(folder / "postgresql", free_port()))
+        api = stack.enter_context(infra_team.server(folder, free_port(), database))
         infra_team.set_up(api, folder, str(_deployments(configs)))
         made = Team(folder, api, stack)
         made.start_worker()
@@ -199,9 +199,3 @@ def _deployments(configs: Path) -> Path:
 def _only_here(route: Route) -> None:
     here = ("http://127.0.0.1", "file://", "data:", "blob:")
     route.continue_() if route.request.url.startswith(here) else route.abort()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
