@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from tasks.config_checks import check_no_secrets, check_pattern, check_schema, check_template, check_text
 from tasks.form import form_schema, form_title
+from tasks.records import GENERATED_COLUMNS
 
 
 def _no_credentials(value: str) -> str:
@@ -29,7 +30,7 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 GREEDY = 1e-5
-"""A temperature below this is 0 for vLLM."""
+"""A temperature below this is 0: model cards mean that by 1e-6."""
 
 
 class Section(BaseModel):
@@ -158,6 +159,26 @@ class StructuredConfig(Section):
         if len(given) != 1:
             raise ValueError(f"set exactly one of json_schema, regex, choice (set: {', '.join(given) or 'none'})")
         return self
+
+    @field_validator("json_schema")
+    @classmethod
+    def _schema_is_one(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            check_schema(value)
+        return value
+
+    @field_validator("regex")
+    @classmethod
+    def _pattern_compiles(cls, value: str | None) -> str | None:
+        check_pattern(value or "")
+        return value
+
+    @field_validator("choice")
+    @classmethod
+    def _something_to_choose(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not all(value or [""]):
+            raise ValueError("needs strings to choose from, none of them empty")
+        return value
 
 
 class SamplingConfig(Section):
@@ -331,9 +352,17 @@ class OutputConfig(Section):
     compression: Literal["zst"] | None = None
     """`zst`: `data.jsonl.zst`; of Parquet the codec (Zstandard). Default: none; of Parquet Snappy."""
     keep_fields: list[str] = Field(default_factory=list)
-    """Fields of the record that are copied to its samples."""
+    """Fields of the record that are copied to its samples. `id` and `label` are there anyway."""
     chunk_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Seconds between two checkpoints of a shard under way: at most so much work is lost in a crash."""
+
+    @field_validator("keep_fields")
+    @classmethod
+    def _beside_what_is_made(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name in GENERATED_COLUMNS:
+                raise ValueError(f"'{name}' is a column of the results: rename the record's, or make it label_field")
+        return names
 
     @field_validator("path")
     @classmethod
@@ -371,6 +400,14 @@ class ValidationConfig(Section):
         needs = {"regex": "answer_pattern", "json_schema": "answer_schema"}.get(self.answer_format)
         if needs and getattr(self, needs) is None:
             raise ValueError(f"answer_format '{self.answer_format}' needs {needs}")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_are_measured(self) -> ValidationConfig:
+        if self.max_format_error_rate < 1 and self.answer_format == "none":
+            raise ValueError("max_format_error_rate needs answer_format: without one every answer will do")
+        if self.min_accuracy > 0 and self.label_match == "none":
+            raise ValueError("min_accuracy needs label_match: how answers are compared with labels")
         return self
 
     @field_validator("answer_pattern")

@@ -8,7 +8,7 @@ import orjson
 
 from tasks.config import GenerateConfig
 
-_VERSION = 1
+_VERSION = 2
 """Raised when our own code makes other rows of the same settings."""
 
 _ENGINE_FIELDS = {"kind", "dtype", "quantization", "max_model_len", "yarn", "extra"}

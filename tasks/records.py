@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Json = dict[str, Any]
 
+GENERATED_COLUMNS = (
+    *("original_index", "sample_id", "prompt", "predict", "reasoning", "answer", "finish_reason"),
+    *("prompt_tokens", "completion_tokens", "commentary", "tool_calls"),
+)
+"""Of data.jsonl: what is made. `id` and `label` are the record's own."""
+
 
 class RecordError(Exception):
     """A record (or one of its samples) cannot be made; it becomes a row of errors.jsonl and the run goes on.
@@ -80,7 +86,7 @@ class Sample:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }
-        return row | self.extra
+        return row | {name: value for name, value in self.extra.items() if name not in row}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,7 @@ class DatasetManifest(_File):
 
 
 class ModelManifest(_File):
-    """A model that is there: `path` is its local folder, `identity` its commit (hub) or the hash of its files."""
+    """A model that is there: `path` is its local folder, `identity` the hash of its files, `revision` its commit."""
 
     source: str
     path: str

@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from typing import IO, cast
 
 from tasks.s3_patience import is_transient
-from tasks.s3_upload import SMALLEST_COPY, S3Upload
+from tasks.s3_upload import S3Upload
 from tasks.storage import COPY_BYTES, FROM_START_TO_END, filesystem
+
+_OUR_UPLOADS = ("shards/", "data.", "errors.", "manifest.", "report.")
+"""What the names of a run's files begin with."""
 
 
 class S3Storage:
@@ -47,7 +50,7 @@ class S3Storage:
 
     def append(self, target: IO[bytes], name: str, size: int) -> bool:
         """Of a large object the bytes never come here: S3 copies them into the upload that `target` is."""
-        if size < SMALLEST_COPY or not isinstance(target, S3Upload):
+        if not isinstance(target, S3Upload) or size < target.smallest_copy:
             return False
         with self._told(name):
             head = self._fs.call_s3("head_object", Bucket=self.bucket, Key=self.key(name))
@@ -83,11 +86,16 @@ class S3Storage:
             self._fs.rm(self._path(name), recursive=True)
 
     def drop_unfinished_uploads(self) -> None:
-        """Uploads that a killed run left: nobody sees them, but they are paid for. Call it with the folder locked."""
+        """Uploads that a killed run left: nobody sees them, but they are paid for. Call it with the folder locked.
+
+        Those of other names are others', such as of a run in a folder below this one.
+        """
+        where = {"Bucket": self.bucket}
         with contextlib.suppress(OSError):  # the right to list them may be lacking
-            where = {"Bucket": self.bucket}
-            for upload in self._fs.call_s3("list_multipart_uploads", **where, Prefix=self.key("")).get("Uploads", ()):
-                self._fs.call_s3("abort_multipart_upload", **where, Key=upload["Key"], UploadId=upload["UploadId"])
+            for prefix in _OUR_UPLOADS:
+                found = self._fs.call_s3("list_multipart_uploads", **where, Prefix=self.key(prefix))
+                for upload in found.get("Uploads", ()):
+                    self._fs.call_s3("abort_multipart_upload", **where, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def key(self, name: str) -> str:
         """The object's key."""

@@ -54,8 +54,13 @@ class S3Upload(io.RawIOBase):
                 del self._buffer[:size]
             return len(content)
 
+    @property
+    def smallest_copy(self) -> int:
+        """Bytes of the smallest object that `append` takes: each is a part, of which there may not be too many."""
+        return max(SMALLEST_COPY, self._part_bytes)
+
     def append(self, key: str, size: int, etag: str) -> None:
-        """Add an object of the same bucket, of at least SMALLEST_COPY bytes, without fetching it.
+        """Add an object of the same bucket, of at least `smallest_copy` bytes, without fetching it.
 
         Raises OSError where it is not the one with this ETag any more.
         """

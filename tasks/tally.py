@@ -87,14 +87,16 @@ def tally_file(storage: Storage, folder: str, manifest: ShardManifest, validatio
 def regrade(storage: Storage, folder: str, manifest: ShardManifest, validation: ValidationConfig) -> ShardManifest:
     """The shard by other grading settings: answers extracted again, everything else in a row as it was.
 
-    Where an answer changed, the rows go to a file of another name, `00012.GRADING.jsonl`, so that the old manifest
-    stays true until the caller writes the new one (returned here) over it; the old file may be removed after that.
+    Where an answer changed, the rows go to a file of another name, so that the old manifest stays true until the caller
+    writes the new one (returned here) over it; the old file may be removed after that.
     """
     grading = grading_key(validation)
     if manifest.grading == grading:
         return manifest
     stem = manifest.data.name.split(".")[0]
-    data = _rewrite(storage, folder, manifest.data, f"{stem}.{grading}.jsonl", validation)
+    names = (f"{stem}.{grading}.jsonl", f"{stem}.jsonl")  # by whichever settings, one of them is not the old file's
+    name = next(name for name in names if name != manifest.data.name)
+    data = _rewrite(storage, folder, manifest.data, name, validation)
     moved = manifest.model_copy(update={"data": data, "grading": grading})
     return moved.model_copy(update={"tally": tally_file(storage, folder, moved, validation)})
 

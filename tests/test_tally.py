@@ -8,6 +8,7 @@ import pytest
 
 from tasks.config import ValidationConfig
 from tasks.records import ErrorRow, FileManifest, Json, Sample, ShardManifest, Tally, length_bin
+from tasks.shard_store import ShardStore
 from tasks.storage import LocalStorage, sha256_of, write
 from tasks.tally import grading_key, regrade, tally_file, tally_rows
 
@@ -88,12 +89,13 @@ def test_thresholds_do_not_change_the_grading_key() -> None:
     assert grading_key(PAR) != grading_key(NUMBER)
 
 
-def _shard(storage: LocalStorage, rows: list[Json], validation: ValidationConfig) -> ShardManifest:
+def _shard(storage: LocalStorage, rows: list[Json], validation: ValidationConfig, folder: str = "s") -> ShardManifest:
     files = []
     for name, content in (("00000.jsonl", rows), ("00000.errors.jsonl", [error(1, 0)])):
-        write(storage, f"s/{name}", b"".join(orjson.dumps(r) + b"\n" for r in content))
-        size = storage.size(f"s/{name}") or 0
-        files.append(FileManifest(name=name, bytes=size, sha256=sha256_of(storage, f"s/{name}"), rows=len(content)))
+        path = f"{folder}/{name}"
+        write(storage, path, b"".join(orjson.dumps(r) + b"\n" for r in content))
+        size = storage.size(path) or 0
+        files.append(FileManifest(name=name, bytes=size, sha256=sha256_of(storage, path), rows=len(content)))
     tally = tally_rows(rows, [error(1, 0)], validation)
     tally.cached_tokens = 11
     grading = grading_key(validation)
@@ -134,3 +136,21 @@ def test_regrade_keeps_the_file_where_no_answer_changes(tmp_path: Path) -> None:
     assert new.tally.correct == 1
     assert storage.names("s") == ["00000.errors.jsonl", "00000.jsonl"]
     assert regrade(storage, "s", new, NUMBER) is new
+
+
+def test_regrade_there_and_back_again_never_loses_the_rows(tmp_path: Path) -> None:
+    """By NUMBER no answer changes, so the file keeps the name that it got by PAR: which must not be taken for new."""
+    storage = LocalStorage(str(tmp_path))
+    store = ShardStore(storage, "k")
+    rows = [row(0, 0, "so <answer>7</answer>", label="7")]
+    manifest = _shard(storage, rows, ValidationConfig(), folder=store.folder)
+    number = PAR.model_copy(update={"label_match": "number"})
+    pattern = ValidationConfig(answer_format="regex", answer_pattern="[a-z]+")
+    for validation in (PAR, number, PAR, number, pattern, PAR, pattern):
+        graded = regrade(storage, store.folder, manifest, validation)
+        store.replace_manifest(manifest, graded)
+        manifest = graded
+        assert store.damage(manifest) is None
+        (written,) = (orjson.loads(line) for line in storage.read(f"{store.folder}/{manifest.data.name}").splitlines())
+        assert written["predict"] == rows[0]["predict"]
+        assert len(storage.names(store.folder)) == 3

@@ -15,6 +15,7 @@ from tasks.config import ModelConfig
 from tasks.downloads import aria2, http
 from tasks.downloads.hashes import HashCache, has_oid
 from tasks.downloads.hub_api import HubRepo, is_offline
+from tasks.downloads.local import folder_identity
 from tasks.downloads.progress import shown
 from tasks.downloads.repo_cache import RemoteFile, RepoCache, default_cache_dir
 from tasks.downloads.selection import is_weights, needed_files, require_complete, require_names
@@ -50,7 +51,9 @@ class _Download:
         commit = self._use_offline() if is_offline() else self._bring()
         folder = self.cache.snapshot(commit)
         require_complete(folder, self.config.source, self.dummy_weights)
-        return ModelManifest(source=self.config.source, path=str(folder), identity=commit, revision=commit)
+        # Not the commit: one that changes the model card alone makes no shard again.
+        identity = folder_identity(folder, self.config, self.dummy_weights, self.known)
+        return ModelManifest(source=self.config.source, path=str(folder), identity=identity, revision=commit)
 
     def _bring(self) -> str:
         if self.config.downloader == "hfd":

@@ -22,10 +22,12 @@ def use_folder(config: ModelConfig, dummy_weights: bool) -> ModelManifest:
     return ModelManifest(source=config.source, path=str(folder), identity=identity)
 
 
-def folder_identity(folder: Path, config: ModelConfig, dummy_weights: bool = False) -> str:
+def folder_identity(
+    folder: Path, config: ModelConfig, dummy_weights: bool = False, known: HashCache | None = None
+) -> str:
     """Hash over the names and contents of the files that vLLM reads; where the folder lies does not matter."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     needed = needed_files(names, config.model_copy(update={"include": [], "exclude": []}), dummy_weights)
-    hashes = HashCache().sha256_all(folder / name for name in needed)
+    hashes = (known or HashCache()).sha256_all(folder / name for name in needed)
     lines = "".join(f"{name}\0{digest}\n" for name, digest in zip(needed, hashes, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()[:40]

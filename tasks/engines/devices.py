@@ -19,13 +19,9 @@ def visible_gpus() -> list[str]:
 
 def gpu_names(gpus: Sequence[str]) -> dict[str, str]:
     """The name that each of these ids has in all processes of the machine: its UUID; the id itself where unknown."""
-    names = {gpu: gpu for gpu in gpus}
     with _nvml() as nvml:
-        for gpu in gpus if nvml else ():
-            if gpu.isdigit():
-                with contextlib.suppress(nvml.NVMLError):
-                    names[gpu] = str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(int(gpu))))
-    return names
+        uuids = [_uuid(nvml, index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
+    return {gpu: _full_name(gpu, uuids) for gpu in gpus}
 
 
 def share_of_cores(processes: int) -> int:
@@ -40,6 +36,21 @@ def cores_environment(cores: int) -> dict[str, str]:
     slower than one. vLLM binds threads to cores only where it starts more than one process.
     """
     return {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def _full_name(gpu: str, uuids: Sequence[str]) -> str:
+    """CUDA takes an index, a UUID, or as much of a UUID's beginning as tells which it is."""
+    if gpu.isdigit():
+        return uuids[int(gpu)] if int(gpu) < len(uuids) else gpu
+    begun = [uuid for uuid in uuids if uuid.startswith(gpu)]
+    return begun[0] if len(begun) == 1 else gpu
+
+
+def _uuid(nvml: Any, index: int) -> str:
+    try:
+        return str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
+    except nvml.NVMLError:  # a GPU that has fallen off the bus
+        return str(index)
 
 
 @contextlib.contextmanager

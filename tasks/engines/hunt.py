@@ -28,7 +28,9 @@ class Hunt:
         return bool(self.suspects)
 
     def join(self, other: Hunt) -> None:
-        """Take another hunt's suspects too; the smaller group counts."""
+        """Take another hunt's suspects too; the smaller group counts. One with none has no group."""
+        if not other:
+            return
         self.records_at_once = min(self.records_at_once, other.records_at_once) if self else other.records_at_once
         self.suspects |= other.suspects
 

@@ -64,7 +64,9 @@ class EngineActor:
         _check_files(config, checks)
         if checks.model is None:
             return ""
-        model = fetch_model(config.model, checks.dummy_weights)
+        # A branch may have moved since the run began.
+        pinned = config.model.model_copy(update={"revision": checks.model.revision or config.model.revision})
+        model = fetch_model(pinned, checks.dummy_weights)
         if model.identity != checks.model.identity:
             raise RunError(
                 f"model.source: {config.model.source} is another model on node {_here()} ({model.identity}) than where "

@@ -61,14 +61,21 @@ class Need:
 
 
 def need_of(engine: EngineConfig, nodes: Sequence[Node]) -> Need:
-    """What an engine takes on this cluster. Raises RunError where that cannot be told."""
+    """What an engine takes on this cluster. Raises RunError where that cannot be told.
+
+    A cluster that shrinks to a head without GPUs and CPUs is taken for one of GPUs, where `replicas` are asked for.
+    """
     more = dict(engine.ray_resources)
     most = max((node.resources.get("GPU", 0.0) for node in nodes), default=0.0)
-    gpus = more.pop("GPU", float(engine.gpus_per_replica) if most else 0.0)
+    cores = [node.resources["CPU"] for node in nodes if node.resources.get("CPU")]
+    has_gpus = most or (engine.replicas and not cores)
+    gpus = more.pop("GPU", float(engine.gpus_per_replica) if has_gpus else 0.0)
     if not gpus and not more:
-        cores = [node.resources["CPU"] for node in nodes if node.resources.get("CPU")]
         if not cores:
-            raise RunError("engine.ray_resources: the cluster has neither GPUs nor CPUs: say what an engine takes")
+            raise RunError(
+                "engine.replicas: the Ray cluster has neither GPUs nor CPUs now; for one that grows by itself, say how "
+                "many engines it shall have (of a GPU each, or what engine.ray_resources says)"
+            )
         more = {"CPU": min(cores)}
     if most and gpus > most:
         each: Resources = {"GPU": 1.0}

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tasks.config import EngineConfig, SamplingConfig, YarnConfig
+from tasks.config import GREEDY, EngineConfig, SamplingConfig, YarnConfig
 from tasks.engines.base import EngineSpec
 from tasks.records import Json
 
@@ -51,7 +51,7 @@ def engine_args(spec: EngineSpec, format_args: Json, cpu: bool) -> Json:
     if engine.limit_mm_per_prompt:
         args["limit_mm_per_prompt"] = engine.limit_mm_per_prompt
     if engine.yarn is not None:
-        args["hf_overrides"] = yarn_overrides(spec.model_path, engine.yarn)
+        args["hf_overrides"] = yarn_overrides(spec.model_path, engine.yarn, spec.config.model.trust_remote_code)
     if spec.placement_group:
         args["distributed_executor_backend"] = "ray"
     return args | format_args | engine.extra | spec.overrides
@@ -77,6 +77,8 @@ def sampling_args(config: SamplingConfig, defaults: Json, format_args: Json) -> 
     """Arguments for SamplingParams that all requests share: the model's defaults, the format's, then the user's."""
     args = dict(defaults)
     args |= {name: value for name in SAMPLING_SAME_NAME if (value := getattr(config, name)) is not None}
+    if config.n == 1 and args.get("temperature", 1) < GREEDY:
+        args["temperature"] = 0.0  # of 1e-6, as Qwen2.5-VL has it, vLLM makes 0.01
     if config.stop:
         args |= {"stop": config.stop, "include_stop_str_in_output": config.include_stop_str_in_output}
     if config.ignore_eos:
@@ -88,11 +90,17 @@ def sampling_args(config: SamplingConfig, defaults: Json, format_args: Json) -> 
     return args
 
 
-def yarn_overrides(model_path: str, yarn: YarnConfig) -> Json:
-    """vLLM's `hf_overrides` for YaRN (transformers 5's `rope_parameters`), nested where the text model's config is."""
+def yarn_overrides(model_path: str, yarn: YarnConfig, trust_remote_code: bool = False) -> Json:
+    """vLLM's `hf_overrides` for YaRN (transformers 5's `rope_parameters`), nested where the text model's config is.
+
+    Of a model whose file has all in one (Qwen2.5-VL) the class tells: as it is loaded, its text model's is apart.
+    """
+    from transformers import AutoConfig
+
+    loaded = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=trust_remote_code)
     config = json.loads(Path(model_path, "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config") or config
-    rope = text.get("rope_parameters") or {}
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     overrides: Json = {
         "rope_parameters": {
             **{name: value for name, value in rope.items() if name != "type"},
@@ -103,7 +111,7 @@ def yarn_overrides(model_path: str, yarn: YarnConfig) -> Json:
         },
         "max_position_embeddings": int(yarn.original_max_position_embeddings * yarn.factor),
     }
-    return {"text_config": overrides} if config.get("text_config") else overrides
+    return overrides if loaded.get_text_config() is loaded else {"text_config": overrides}
 
 
 def resolve_dtype(dtype: str, cpu: bool) -> str:

@@ -28,11 +28,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample as the engine made it. `text` is empty where the engine has no tokenizer (harmony)."""
+    """One sample as the engine made it. `text` is empty where the engine has no tokenizer (harmony).
+
+    `structured`: `sampling.structured` held from the first token on, so that there was no room for reasoning.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    structured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def parse_thinking(completion: Completion, prompt: Prompt) -> Parsed:
     was cut while it thought.
     """
     text = completion.text
-    opened = prompt.text.rstrip().endswith(OPEN)
+    opened = prompt.text.rstrip().endswith(OPEN) and not completion.structured
     body = text.lstrip()
     if body.startswith(OPEN):
         opened, text = True, body.removeprefix(OPEN)

@@ -48,7 +48,8 @@ def test_brings_the_needed_files_at_a_pinned_commit(hub: Hub, config: Config, ca
     manifest = fetch_model(config(downloader=downloader))
     model = hub.models["org/tiny"]
     assert content(manifest.path) == expected(model)
-    assert manifest.identity == manifest.revision == model.commit
+    assert manifest.revision == model.commit
+    assert manifest.identity == fetch_model(ModelConfig(source=manifest.path)).identity
     # huggingface_hub finds the same files in the cache, by the branch's name.
     assert snapshot_download("org/tiny", cache_dir=cache, local_files_only=True) == manifest.path
 
@@ -60,7 +61,7 @@ def test_a_present_model_costs_one_request_and_a_pinned_one_none(hub: Hub, confi
     assert fetch_model(config(downloader=downloader)) == first
     assert [r.path for r in hub.requests] == ["/api/models/org/tiny/revision/main"]
     hub.requests.clear()
-    assert fetch_model(config(downloader=downloader, revision=first.identity)).path == first.path
+    assert fetch_model(config(downloader=downloader, revision=first.revision)).path == first.path
     assert hub.requests == []
 
 
@@ -89,15 +90,26 @@ def test_a_new_commit_brings_only_what_changed(hub: Hub, config: Config, downloa
     assert set(hub.sent) == {"config.json"}
 
 
+def test_a_commit_that_changes_no_file_of_ours_leaves_the_identity(hub: Hub, config: Config) -> None:
+    """Else a new model card would make all shards again."""
+    first = fetch_model(config())
+    files = hub.models["org/tiny"].files
+    hub.models["org/tiny"] = Model(files | {"README.md": b"new"})
+    second = fetch_model(config())
+    assert (second.revision == first.revision, second.identity) == (False, first.identity)
+    hub.models["org/tiny"] = Model(files | {"config.json": b'{"new": 1}'})
+    assert fetch_model(config()).identity != first.identity
+
+
 def test_a_tag_is_pinned_to_its_commit(hub: Hub, config: Config) -> None:
     model = hub.models["org/tiny"]
     model.revisions["v1.0"] = model.commit
-    assert fetch_model(config(revision="v1.0")).identity == model.commit
+    assert fetch_model(config(revision="v1.0")).revision == model.commit
 
 
 def test_the_endpoint_may_come_from_the_environment(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    assert fetch_model(ModelConfig(source="org/tiny", cache_dir=str(cache))).identity == hub.models["org/tiny"].commit
+    assert fetch_model(ModelConfig(source="org/tiny", cache_dir=str(cache))).revision == hub.models["org/tiny"].commit
 
 
 def test_patterns_choose_the_files(hub: Hub, config: Config) -> None:

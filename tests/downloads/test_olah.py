@@ -30,7 +30,7 @@ def test_brings_a_model(mirror: str, cache: Path, downloader: str) -> None:
     )
     manifest = fetch_model(config)
     assert content(manifest.path) == expected(MODEL)
-    assert manifest.identity == Path(manifest.path).name
+    assert manifest.revision == Path(manifest.path).name
     assert fetch_model(config) == manifest
 
 

@@ -133,6 +133,7 @@ def test_what_no_node_has_fails_the_run(cluster: TestCluster, tmp_path: Path) ->
 
 GPU_NODES = [Node("a", "10.0.0.1", {"GPU": 8, "CPU": 64}), Node("b", "10.0.0.2", {"GPU": 4, "CPU": 32})]
 CPU_NODES = [Node("a", "10.0.0.1", {"CPU": 8, "disk": 1}), Node("b", "10.0.0.2", {"CPU": 16})]
+NO_NODES_YET = [Node("head", "10.0.0.1", {"memory": 1 << 30})]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,8 @@ CPU_NODES = [Node("a", "10.0.0.1", {"CPU": 8, "disk": 1}), Node("b", "10.0.0.2",
         ({"tensor_parallel_size": 16}, GPU_NODES, [{"GPU": 1}] * 16, 0),
         ({}, CPU_NODES, [{"CPU": 8}], 3),
         ({"ray_resources": {"disk": 1}}, CPU_NODES, [{"disk": 1}], 1),
+        ({"replicas": 2}, CPU_NODES, [{"CPU": 8}], 3),
+        ({"replicas": 2, "tensor_parallel_size": 2}, NO_NODES_YET, [{"GPU": 2}], 0),
     ],
 )
 def test_what_an_engine_takes_of_the_cluster(
@@ -155,6 +158,11 @@ def test_what_an_engine_takes_of_the_cluster(
     assert list(need.bundles) == bundles
     assert need.across == (len(bundles) > 1)
     assert room(need, nodes) == engines
+
+
+def test_how_many_engines_must_be_said_where_no_node_tells() -> None:
+    with pytest.raises(RunError, match=r"engine\.replicas: .* neither GPUs nor CPUs now"):
+        need_of(EngineConfig(), NO_NODES_YET)
 
 
 def test_a_replica_across_nodes_runs_in_its_placement_group() -> None:

@@ -24,7 +24,10 @@ class Core:
         model = Some(max_model_len=args["max_model_len"], dtype="float32", get_diff_sampling_param=dict)
         scheduler = Some(max_num_seqs=8, max_num_batched_tokens=512)
         cache = Some(gpu_memory_utilization=0.9)
-        self.vllm_config = Some(model_config=model, scheduler_config=scheduler, cache_config=cache)
+        structured = Some(reasoning_parser="")
+        self.vllm_config = Some(
+            model_config=model, scheduler_config=scheduler, cache_config=cache, structured_outputs_config=structured
+        )
         self.asked = []
 
     async def generate(self, request_id, prompt, params):
@@ -41,7 +44,11 @@ config = GenerateConfig.model_validate(
 )
 spec = EngineSpec(number=0, config=config, model_path=model, key="key")
 for refusal in ("", "not this one"):
-    print(json.dumps(asyncio.run(vllm_engine.VLLMEngine.start(spec))._core.asked))
+    engine = asyncio.run(vllm_engine.VLLMEngine.start(spec))
+    print(json.dumps(engine._core.asked))
+video = vllm_engine.Prompt("", [1], 1, {"video": [("frames", {"fps": 2.0})]}, {"do_resize": False})
+for engine._video_metadata_apart in (engine._video_metadata_apart, True):
+    print(json.dumps(engine._processor_kwargs(video)))
 """
 
 THREADS = """
@@ -112,8 +119,12 @@ def test_a_vision_engine_sees_an_image_before_it_is_ready() -> None:
     """With the settings that records' images have: vLLM loads the image processor once for each of them. One that the
     model refuses is told, and no more."""
     done = _run(START, models.cached(models.tiny_qwen25_vl))
-    assert [json.loads(line) for line in done.stdout.splitlines()[-2:]] == [[[1, {"do_resize": False}, 1]], []]
+    seen, refused, as_it_is, apart = (json.loads(line) for line in done.stdout.splitlines()[-4:])
+    assert [seen, refused] == [[[1, {"do_resize": False}, 1]], []]
     assert "no first image: RuntimeError: not this one" in done.stderr
+    # This vLLM hands a video's metadata on to the processor; an older one has to be given it apart.
+    assert as_it_is == {"do_resize": False}
+    assert apart == {"do_resize": False, "video_metadata": [{"fps": 2.0}]}
 
 
 def _run(program: str, model: Path) -> subprocess.CompletedProcess[str]:

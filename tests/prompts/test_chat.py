@@ -167,6 +167,12 @@ def test_thinking_is_split_off(case: str) -> None:
     assert parse_thinking(Completion(text, [], finish_reason), Prompt(prompt, [], 0)) == expected
 
 
+def test_structured_output_is_no_thought() -> None:
+    """A template may open `<think>`; where a grammar holds from the first token on, none can follow."""
+    completion = Completion('{"a": 1}', [], "stop", structured=True)
+    assert parse_thinking(completion, Prompt("assistant\n<think>\n", [], 0)) == Parsed('{"a": 1}', None, "stop")
+
+
 def test_format_follows_the_models_files(qwen3: str, tmp_path: Path) -> None:
     assert detect_family(qwen3) == "chat"
     assert isinstance(make(qwen3), ChatFormat)
