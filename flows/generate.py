@@ -37,10 +37,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import orjson
 from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import ValidationError
 
 from flows.gpu_limit import gpu_limit
 from flows.naming import model_name, run_name
@@ -73,7 +73,8 @@ from tasks.merge_shards import merge_shards
 from tasks.output_lock import output_lock
 from tasks.progress import RunProgress
 from tasks.prompts import require_fitting
-from tasks.records import DatasetManifest, Json, ModelManifest, Shard, ShardManifest
+from tasks.records import DatasetManifest, Json, ModelManifest, Shard, ShardManifest, ShardPlan
+from tasks.retry_errors import retry_errors
 from tasks.run_log import log, log_folder
 from tasks.run_manifest import run_manifest, write_run_manifest
 from tasks.shard_board import ShardBoard
@@ -84,7 +85,8 @@ from tasks.tally import grading_key, regrade
 from tasks.validate_output import GateFailed, validate_output
 from tasks.write_report import write_report
 
-PLAN = "shards/plan.json"
+PLAN = "shards/plan-n{n}.json"
+"""How the dataset was cut into shards, for samples of this number a record."""
 MOST_SHARDS_AT_ONCE = 2048
 """Shard tasks that wait on the pool at a time: two for each of a thousand engines. A waiting one is a thread that
 sleeps; a thousand take 55 MB."""
@@ -154,14 +156,14 @@ def _run(config: GenerateConfig, storage: Storage) -> Json:
 
 
 def _split(config: GenerateConfig, storage: Storage) -> DatasetManifest:
-    """The shard size that an earlier run chose is kept, so that a dataset that grows keeps its shards."""
-    known = None
-    with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, KeyError):
-        known = int(orjson.loads(storage.read(PLAN))["shard_size"])
+    """Shards that an earlier run made are kept, so that a dataset that grows makes only what is new."""
+    known, name = None, PLAN.format(n=config.sampling.n)
+    with contextlib.suppress(FileNotFoundError, ValidationError):
+        known = ShardPlan.model_validate_json(storage.read(name))
     dataset = told(split_dataset)(config.dataset, config.sampling.n, known, needed_columns(config))
-    if dataset.shard_size != known:
-        write(storage, PLAN, orjson.dumps({"shard_size": dataset.shard_size}))
-    log.info("dataset: %d records in %d shards of %d", dataset.records, len(dataset.shards), dataset.shard_size)
+    if dataset.plan != known:
+        write(storage, name, dataset.plan.model_dump_json().encode())
+    log.info("dataset: %d records in %d shards of %d", dataset.records, len(dataset.shards), dataset.plan.last_size)
     if dataset.blank_lines:
         log.info("dataset: %d blank lines were skipped", dataset.blank_lines)
     return dataset
@@ -218,6 +220,9 @@ def _generate_shards(
     whole, damages = find_whole(store, dataset.shards, n)
     for damage in damages:
         log.warning("%s; the shard is generated again", damage)
+    if config.output.retry_errors and (errors := retry_errors(store, dataset.shards, whole)):
+        log.info("output.retry_errors: %d error rows are tried again", errors)
+        whole = {index: manifest for index, manifest in whole.items() if not manifest.errors.rows}
     job = Job(store, pool, n, ShardBoard(dataset.shards, whole), whole)
     done = sum(manifest.records * n for manifest in whole.values())
     progress = RunProgress(dataset.records * n, done, n)

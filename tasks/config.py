@@ -294,7 +294,8 @@ class EngineConfig(Section):
     limit_mm_per_prompt: dict[str, int] = Field(default_factory=dict)
     """Most media items a prompt, such as {"image": 8}. Default: vLLM's."""
     stall_timeout: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds without a token, requests in flight, after which an engine counts as hung and is restarted."""
+    """Seconds without a token, requests in flight, after which an engine counts as hung and is restarted. A server that
+    has no /metrics is given twelve times as long: its tokens show with an answer only."""
     start_timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that an engine may take to be ready."""
     extra: dict[str, Any] = Field(default_factory=dict)
@@ -353,6 +354,8 @@ class OutputConfig(Section):
     """`zst`: `data.jsonl.zst`; of Parquet the codec (Zstandard). Default: none; of Parquet Snappy."""
     keep_fields: list[str] = Field(default_factory=list)
     """Fields of the record that are copied to its samples. `id` and `label` are there anyway."""
+    retry_errors: bool = False
+    """In a rerun, try again what became error rows: an image was mended, a server is back. Samples stay as they are."""
     chunk_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Seconds between two checkpoints of a shard under way: at most so much work is lost in a crash."""
 

@@ -143,6 +143,30 @@ class Shard(_File):
         return f"{self.index:05d}"
 
 
+class ShardPlan(_File):
+    """How many records a shard has: in each of `steps`, from a `start` (an original_index) on, a `size`.
+
+    It was made for `records` records; of them the last shard may not be full.
+    """
+
+    records: int
+    steps: tuple[tuple[int, int], ...]
+
+    def size_at(self, start: int) -> int:
+        """Records of the shard that begins with this record."""
+        return next(size for begin, size in reversed(self.steps) if begin <= start)
+
+    @property
+    def last_size(self) -> int:
+        return self.steps[-1][1]
+
+    @property
+    def whole_until(self) -> int:
+        """Where its last full shard ends."""
+        start, size = next(step for step in reversed(self.steps) if step[0] <= self.records)
+        return start + (self.records - start) // size * size
+
+
 class DatasetManifest(_File):
     """What split_dataset found: `sha256` is the hash of all input bytes, in the order of `files`.
 
@@ -154,7 +178,7 @@ class DatasetManifest(_File):
     records: int
     blank_lines: int
     sha256: str
-    shard_size: int
+    plan: ShardPlan
     shards: tuple[Shard, ...]
 
 

@@ -83,10 +83,8 @@ class ShardStore:
 
     def chunk_rows(self, shard: Shard) -> Iterator[Row]:
         """The rows of a shard under way, in the order they were written. Lines that are not whole are passed over."""
-        for name in self.storage.names(self._chunk_folder(shard)):
-            if not name.startswith("chunk-"):
-                continue
-            for line in self.storage.read(f"{self._chunk_folder(shard)}/{name}").split(b"\n"):
+        for name in self._chunks(shard):
+            for line in self.storage.read(name).split(b"\n"):
                 if (row := _parse_chunk_line(line)) is not None:
                     yield row
 
@@ -94,6 +92,13 @@ class ShardStore:
         """Add a chunk; it is there, whole, when this returns."""
         name = f"chunk-{time.time_ns() // 1_000_000:014d}-{uuid.uuid4().hex[:8]}.jsonl"
         write(self.storage, f"{self._chunk_folder(shard)}/{name}", b"".join(_chunk_line(row) for row in rows))
+
+    def replace_chunks(self, shard: Shard, rows: Sequence[Row]) -> None:
+        """Let these rows be all that a shard under way has."""
+        old = self._chunks(shard)
+        self.write_chunk(shard, rows)
+        for name in old:
+            self.storage.remove(name)
 
     def finish(self, shard: Shard, rows: Iterable[Row], facts: Json) -> ShardManifest:
         """Write the shard's files from all its rows, then the manifest that vouches for them, then drop the chunks.
@@ -128,6 +133,18 @@ class ShardStore:
         write(self.storage, f"{self.folder}/{new.index:05d}.manifest.json", new.model_dump_json(indent=1).encode())
         for name in {old.data.name, old.errors.name} - {new.data.name, new.errors.name}:
             self.storage.remove(f"{self.folder}/{name}")
+
+    def forget(self, shard: Shard, manifest: ShardManifest) -> None:
+        """Let a finished shard be none any more: first the manifest goes, then the files that it vouched for."""
+        for name in (
+            self._manifest_name(shard),
+            *(f"{self.folder}/{f.name}" for f in (manifest.data, manifest.errors)),
+        ):
+            self.storage.remove(name)
+
+    def _chunks(self, shard: Shard) -> list[str]:
+        folder = self._chunk_folder(shard)
+        return [f"{folder}/{name}" for name in self.storage.names(folder) if name.startswith("chunk-")]
 
     def _write_rows(self, name: str, rows: Sequence[Json]) -> FileManifest:
         content = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)

@@ -13,17 +13,12 @@ from tasks.inputs.estimate import estimate_records, file_bytes
 from tasks.inputs.formats import scan_file
 from tasks.inputs.listing import list_inputs
 from tasks.inputs.parquet import Columns, count_rows
+from tasks.inputs.plan import one_size, plan_shards
 from tasks.inputs.shards import ShardCutter
-from tasks.records import DatasetManifest
+from tasks.records import DatasetManifest, ShardPlan
 from tasks.retries import retried
 
 EXACT_BYTES = 64 << 20
-FEWEST_RECORDS = 16
-FEWEST_SAMPLES = 256
-MANY_SHARDS = 256
-MOST_SAMPLES = 16384
-"""Samples a shard, most: some ten minutes of a GPU. With longer shards many engines would wait for the last few."""
-MOST_SHARDS = 65536
 
 
 @task(
@@ -35,46 +30,27 @@ MOST_SHARDS = 65536
     **retried(3, 2.0),
 )
 def split_dataset(
-    dataset: DatasetConfig, n: int, known_shard_size: int | None = None, columns: Columns = None
+    dataset: DatasetConfig, n: int, known: ShardPlan | None = None, columns: Columns = None
 ) -> DatasetManifest:
     """See `split`."""
-    return split(dataset, n, known_shard_size, columns)
+    return split(dataset, n, known, columns)
 
 
-def split(
-    dataset: DatasetConfig, n: int, known_shard_size: int | None = None, columns: Columns = None
-) -> DatasetManifest:
+def split(dataset: DatasetConfig, n: int, known: ShardPlan | None = None, columns: Columns = None) -> DatasetManifest:
     """The dataset's files, and its records as shards.
 
-    `n` is the samples a record; `known_shard_size` what an earlier run of the same output chose, kept where it still
-    fits so that its shards stay what they are; `columns` those of Parquet files that the run needs (None: all). With
-    `dataset.limit`, bytes and hash cover what was used only. Raises RunError where there is no file or no record.
+    `n` is the samples a record; `known` the plan of an earlier run of the same output and n, whose shards stay what
+    they are; `columns` those of Parquet files that the run needs (None: all). With `dataset.limit`, bytes and hash
+    cover what was used only. Raises RunError where there is no file or no record.
     """
     files = list_inputs(dataset.path)
     if dataset.shard_size is not None:
-        return _split(dataset, files, dataset.shard_size, columns)
-    size = choose_shard_size(_expected_records(dataset, files), n, known_shard_size)
-    manifest = _split(dataset, files, size, columns)
-    best = choose_shard_size(manifest.records, n, known_shard_size)
+        return _split(dataset, files, one_size(dataset.shard_size), columns)
+    plan = plan_shards(_expected_records(dataset, files), n, known)
+    manifest = _split(dataset, files, plan, columns)
+    best = plan_shards(manifest.records, n, known)
     # Where the estimate was far too low: now the number is known.
-    return manifest if 2 * size >= best else _split(dataset, files, best, columns)
-
-
-def choose_shard_size(records: int, n: int, known: int | None = None) -> int:
-    """Records a shard: a power of two that makes at most some hundreds of shards, more where they would grow too long.
-
-    The smallest is 16, or less where so few records already are hundreds of samples. A `known` size is kept unless it
-    makes more than twice the shards.
-    """
-    least = FEWEST_RECORDS
-    while least > 1 and least * n > FEWEST_SAMPLES:
-        least //= 2
-    size = least
-    while records > size * MANY_SHARDS:
-        size *= 2
-    while size > least and size * n > MOST_SAMPLES and records <= size // 2 * MOST_SHARDS:
-        size //= 2
-    return known if known is not None and 2 * known >= size else size
+    return manifest if 2 * plan.last_size >= best.last_size else _split(dataset, files, best, columns)
 
 
 def _expected_records(dataset: DatasetConfig, files: list[str]) -> int:
@@ -84,14 +60,14 @@ def _expected_records(dataset: DatasetConfig, files: list[str]) -> int:
     sizes = [file_bytes(path) for path in texts]
     records = sum(count_rows(path) for path in tables)
     if sum(sizes) <= EXACT_BYTES:
-        records += _cut(texts, ShardCutter(sys.maxsize, dataset.limit), None)[0].records
+        records += _cut(texts, ShardCutter(one_size(sys.maxsize).size_at, dataset.limit), None)[0].records
     else:
         records += estimate_records(texts, sizes)
     return records if dataset.limit is None else min(records, dataset.limit)
 
 
-def _split(dataset: DatasetConfig, files: list[str], size: int, columns: Columns) -> DatasetManifest:
-    cutter, blank_lines = _cut(files, ShardCutter(size, dataset.limit), columns)
+def _split(dataset: DatasetConfig, files: list[str], plan: ShardPlan, columns: Columns) -> DatasetManifest:
+    cutter, blank_lines = _cut(files, ShardCutter(plan.size_at, dataset.limit), columns)
     if not cutter.records:
         raise RunError(f"dataset.path: {dataset.path} holds no records; every line is blank, or there is none")
     tables = any(path.endswith(".parquet") for path in files)
@@ -101,7 +77,7 @@ def _split(dataset: DatasetConfig, files: list[str], size: int, columns: Columns
         records=cutter.records,
         blank_lines=blank_lines,
         sha256=cutter.input_sha256,
-        shard_size=size,
+        plan=plan.model_copy(update={"records": cutter.records}),
         shards=tuple(shard.model_copy(update={"columns": columns}) if tables else shard for shard in cutter.shards),
     )
 

@@ -1,9 +1,9 @@
 """An engine for faults that a real one cannot be made to show: `python -m tests.fake_engine` in place of the worker.
 
 A record's prompt says what happens: POISON ends the process, HANG never answers, SLOW takes a second, GATE waits until
-the file `gate` in the run's output folder is there; anything else is answered at once, with the prompt itself. More in
-flight than `engine.extra.memory` is out of memory; more records than the file `engine.extra.allowance` says wait for
-a higher figure there.
+the file `gate` in the run's output folder is there; TOO LONG is refused until the file `mended` is; anything else is
+answered at once, with the prompt itself. More in flight than `engine.extra.memory` is out of memory; more records than
+the file `engine.extra.allowance` says wait for a higher figure there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class FakeEngine:
         threads = os.environ.get("OMP_NUM_THREADS")
         self.facts: Json = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": 2048, "threads": threads}
         self._tokens = 0
-        self._gate = Path(spec.config.output.path, "gate")
+        self._gate, self._mended = (Path(spec.config.output.path, name) for name in ("gate", "mended"))
         self._at_once, self._memory = 0, spec.config.engine.extra.get("memory", 1_000_000)
         self._broken = spec.number in spec.config.engine.extra.get("broken", [])
         self._begun, self._allowance = 0, spec.config.engine.extra.get("allowance")
@@ -33,7 +33,7 @@ class FakeEngine:
 
     def prepare(self, conversation: Conversation) -> Prepared:
         text = text_of(conversation.messages[-1]["content"])
-        if "TOO LONG" in text:
+        if "TOO LONG" in text and not self._mended.exists():
             raise RecordError("prompt_too_long", f"{conversation.where}: too long")
         return Prepared(text=text, payload=None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tasks.config import ValidationConfig
-from tasks.records import DatasetManifest, ErrorRow, Json, Sample, Shard, ShardManifest
+from tasks.records import DatasetManifest, ErrorRow, Json, Sample, Shard, ShardManifest, ShardPlan
 from tasks.shard_store import Row, ShardStore
 from tasks.storage import Storage
 from tasks.tally import grading_key, tally_rows
@@ -42,8 +42,9 @@ def dataset_of(records: int, shard_size: int) -> DatasetManifest:
         Shard(index=i, start=start, records=min(shard_size, records - start), sha256=f"sha{i}", parts=())
         for i, start in enumerate(range(0, records, shard_size))
     )
+    plan = ShardPlan(records=records, steps=((0, shard_size),))
     return DatasetManifest(
-        files=("data.jsonl",), bytes=0, records=records, blank_lines=0, sha256="d", shard_size=shard_size, shards=shards
+        files=("data.jsonl",), bytes=0, records=records, blank_lines=0, sha256="d", plan=plan, shards=shards
     )
 
 

@@ -11,8 +11,9 @@ from tasks.config import DatasetConfig
 from tasks.dataset import read_shard
 from tasks.errors import RunError
 from tasks.inputs import lines
-from tasks.records import BadRecord, DatasetManifest, Record
-from tasks.split_dataset import choose_shard_size, split, split_dataset
+from tasks.inputs.plan import choose_shard_size, plan_shards
+from tasks.records import BadRecord, DatasetManifest, Record, ShardPlan
+from tasks.split_dataset import split, split_dataset
 
 
 def write_lines(path: Path, count: int, first: int = 0) -> Path:
@@ -43,7 +44,7 @@ def test_shards_are_contiguous_byte_ranges(tmp_path: Path) -> None:
     assert [part.start for part in parts[1:]] == [part.end for part in parts[:-1]]
     assert (parts[0].start, parts[-1].end) == (0, path.stat().st_size)
     assert manifest.files == (str(path),)
-    assert (manifest.records, manifest.bytes, manifest.shard_size) == (10, path.stat().st_size, 4)
+    assert (manifest.records, manifest.bytes, manifest.plan.last_size) == (10, path.stat().st_size, 4)
 
 
 def test_the_hashes_are_those_of_the_bytes(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_shards_are_the_same_whatever_the_blocks(tmp_path: Path, monkeypatch: py
 
 def test_shard_size_follows_the_number_of_records(tmp_path: Path) -> None:
     assert [choose_shard_size(records, 1) for records in (1, 4096, 4097, 1_000_000)] == [16, 16, 32, 4096]
-    assert split_path(write_lines(tmp_path / "data.jsonl", 5000)).shard_size == 32
+    assert split_path(write_lines(tmp_path / "data.jsonl", 5000)).plan.last_size == 32
 
 
 def test_large_datasets_make_more_shards_rather_than_longer_ones() -> None:
@@ -187,16 +188,36 @@ def test_records_with_many_samples_make_smaller_shards() -> None:
     assert [choose_shard_size(100, n) for n in (1, 16, 64, 1000)] == [16, 16, 4, 1]
 
 
-def test_a_known_shard_size_is_kept_while_it_fits() -> None:
-    assert choose_shard_size(4200, 1, known=16) == 16
-    assert choose_shard_size(16 * 512, 1, known=16) == 16
-    assert choose_shard_size(16 * 512 + 1, 1, known=16) == 64
-    assert choose_shard_size(100, 1, known=4096) == 4096
+def plan(records: int, *steps: tuple[int, int]) -> ShardPlan:
+    return ShardPlan(records=records, steps=steps)
+
+
+def test_shards_stay_what_they_are_however_a_dataset_grows() -> None:
+    first = plan_shards(1000, 1)
+    assert first == plan(1000, (0, 16))
+    assert plan_shards(16 * 512, 1, first) == plan(16 * 512, (0, 16))
+    more = plan_shards(16 * 512 + 1, 1, first)
+    assert more == plan(16 * 512 + 1, (0, 16), (992, 64))  # of the first thousand, eight were no full shard
+    assert plan_shards(16 * 512 + 1, 1, more) == more
+    assert plan_shards(10**6, 1, more) == plan(10**6, (0, 16), (992, 64), (8160, 4096))
+    assert plan_shards(500, 1, more) == plan(500, (0, 16), (992, 64))
+    assert plan_shards(10**6, 1, plan(500, (0, 16), (992, 64))) == plan(10**6, (0, 16), (496, 4096))
+    assert plan_shards(10**6, 1, plan(10, (0, 16))) == plan(10**6, (0, 4096))  # a first try of ten
+    assert plan_shards(100, 1, plan(10**6, (0, 4096))) == plan(100, (0, 4096))
+
+
+def test_a_dataset_that_outgrows_its_shards_keeps_them(tmp_path: Path) -> None:
+    before = split_path(write_lines(tmp_path / "data.jsonl", 100))
+    path = write_lines(tmp_path / "data.jsonl", 20_000)
+    after = split(DatasetConfig(path=str(path)), 1, before.plan)
+    assert after.shards[:6] == before.shards[:6]
+    assert [shard.records for shard in after.shards[5:8]] == [16, 128, 128]
+    assert prompts_of(after) == prompts_of(split_path(path))
 
 
 def test_an_explicit_shard_size_wins(tmp_path: Path) -> None:
     dataset = DatasetConfig(path=str(write_lines(tmp_path / "data.jsonl", 10)), shard_size=3)
-    assert split(dataset, n=1, known_shard_size=16).shard_size == 3
+    assert split(dataset, n=1, known=plan(10, (0, 16))).plan.last_size == 3
 
 
 def test_large_inputs_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,14 +226,14 @@ def test_large_inputs_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_lines(tmp_path / "b.jsonl", 3000, first=3000)
     manifest = split_path(tmp_path)
     assert manifest.records == 6000
-    assert manifest.shard_size == 32
+    assert manifest.plan.last_size == 32
 
 
 def test_a_wrong_estimate_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.split_dataset.EXACT_BYTES", 0)
     monkeypatch.setattr("tasks.split_dataset.estimate_records", lambda files, sizes: 1)
     manifest = split_path(write_lines(tmp_path / "data.jsonl", 16 * 513))
-    assert manifest.shard_size == 64
+    assert manifest.plan.last_size == 64
     assert len(prompts_of(manifest)) == 16 * 513
 
 

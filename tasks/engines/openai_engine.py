@@ -114,7 +114,8 @@ class OpenAIEngine:
         return made[: ask.n]
 
     def stats(self) -> EngineStats:
-        detail = {} if self._server_tokens is None else {"server_tokens": self._server_tokens}
+        known = self._server_tokens is not None
+        detail: Json = {"server_tokens": self._server_tokens} if known else {"answers_only": True}
         return EngineStats(self._tokens, self._limiter.in_flight, self._limiter.waiting, detail=detail)
 
     async def close(self) -> None:

@@ -46,6 +46,8 @@ class Slot:
     ending: str = ""
     ending_since: float | None = None
     last_words: str = ""
+    answers_only: bool = False
+    """Its tokens show with an answer, not before: a server without metrics."""
     _progress: int = 0
     _servers_tokens: float | None = None
     _past_tokens: int = 0
@@ -114,6 +116,7 @@ class Slot:
         tokens, progress = self._past_tokens + stats["tokens"], stats.get("progress", 0)
         # A server tells of its tokens between two answers too, though not whose they are.
         servers, self._servers_tokens = self._servers_tokens, stats.get("server_tokens")
+        self.answers_only = bool(stats.get("answers_only"))
         made = tokens != view.tokens or servers != self._servers_tokens
         if made or (not self.in_flight and (progress != self._progress or not self.shards)):
             self.alive_at = now

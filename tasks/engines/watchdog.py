@@ -11,6 +11,8 @@ from tasks.engines.slot import Slot
 
 IDLE_FACTOR = 3.0
 """Times `stall_timeout` that an engine may take to get a first record of its shards into flight."""
+ANSWERS_FACTOR = 12.0
+"""Times `stall_timeout` that a server may take to an answer which shows no token before."""
 END_SECONDS = 60.0
 """Seconds after which a killed engine counts as one that cannot be ended (a process stuck in a driver)."""
 PAUSE_SECONDS = 5.0
@@ -23,9 +25,11 @@ def complaint(slot: Slot, config: EngineConfig, now: float) -> str | None:
         late = now - slot.started > config.start_timeout
         return f"was not ready after {config.start_timeout:g} s" if late else None
     if slot.in_flight:
-        late = now - slot.alive_at > config.stall_timeout
-        return f"made no token for {config.stall_timeout:g} s with requests in flight" if late else None
-    if slot.shards and now - slot.alive_at > (limit := IDLE_FACTOR * config.stall_timeout):
+        limit = config.stall_timeout * (ANSWERS_FACTOR if slot.answers_only else 1)
+        late = now - slot.alive_at > limit
+        return f"made no token for {limit:g} s with requests in flight" if late else None
+    limit = IDLE_FACTOR * config.stall_timeout
+    if slot.shards and now - slot.alive_at > limit:
         return f"put no request in flight for {limit:g} s with {len(slot.shards)} shards to do"
     return None
 

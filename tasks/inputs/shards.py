@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,14 +19,14 @@ Bytes = bytes | memoryview
 
 
 class ShardCutter:
-    """Takes the input's records in order and cuts a shard after every `size` of them, up to `limit` in all.
+    """Takes the input's records in order and cuts them into shards, up to `limit` records in all.
 
+    `size_at` says how many records the shard has that begins with an original_index.
     Bytes between two records (blank lines) count to the shard of the record that follows them. `shards` is complete
     after the `with` block.
     """
 
-    def __init__(self, size: int, limit: int | None = None) -> None:
-        self.size = size
+    def __init__(self, size_at: Callable[[int], int], limit: int | None = None) -> None:
         self.limit = limit
         self.records = 0
         self.input_bytes = 0
@@ -33,12 +34,13 @@ class ShardCutter:
         self._input_digest = hashlib.sha256()
         self._input_thread, self._content_thread = _HashThread(), _HashThread()
         self._closed: list[_Open] = []
-        self._open = _Open(0)
+        self._size_at = size_at
+        self._begin()
 
     @property
     def room(self) -> int:
         """Records until the open shard is full, or the limit reached; at 0, `cut` is due."""
-        room = self.size - self._open.records
+        room = self._size - self._open.records
         return room if self.limit is None else min(room, self.limit - self.records)
 
     @property
@@ -75,7 +77,7 @@ class ShardCutter:
         """The file ends here. A shard with no record yet starts afresh: nothing that is no record precedes one."""
         self._open.end(position)
         if not self._open.records:
-            self._open = _Open(self.records)
+            self._begin()
 
     def __enter__(self) -> ShardCutter:
         return self
@@ -93,7 +95,10 @@ class ShardCutter:
     def _close(self, position: int) -> None:
         self._open.end(position)
         self._closed.append(self._open)
-        self._open = _Open(self.records)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._open, self._size = _Open(self.records), self._size_at(self.records)
 
 
 @dataclass

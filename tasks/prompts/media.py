@@ -118,7 +118,7 @@ class MediaReader:
         if not any(path.is_relative_to(root) for root in self._local_roots):
             message = (
                 f"{where}: {kind} {_short(source)} lies outside the dataset's folder: "
-                "add its folder to prompt.media_roots if that is meant"
+                "add its folder to prompt.media_roots if that is meant, and set output.retry_errors"
             )
             raise RecordError("media_outside_dataset", message)
 

@@ -51,7 +51,7 @@ def make_shards(storage: LocalStorage, dataset: DatasetManifest) -> list[ShardMa
     model = {name: storage.read(f"{FOLDER}/00000{name}") for name in (".jsonl", ".errors.jsonl")}
     split = {name: content.split(b'"original_index":') for name, content in model.items()}
     for shard in dataset.shards[1:]:
-        if shard.records < dataset.shard_size:
+        if shard.records < dataset.plan.last_size:
             manifests.append(finish_shard(storage, shard, 1, VALIDATION, _row_maker()))
             continue
         files = {}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from flows.generate import MOST_SHARDS_AT_ONCE
 from tasks.engines.ray_actor import GATHER_SECONDS
-from tasks.split_dataset import choose_shard_size
+from tasks.inputs.plan import choose_shard_size
 from tests.benchmarks.harness import Figures, Result
 
 GPUS_A_NODE = 8

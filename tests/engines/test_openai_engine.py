@@ -14,13 +14,14 @@ from typing import Any
 import orjson
 import pytest
 
-from tasks.config import GenerateConfig
+from tasks.config import EngineConfig, GenerateConfig
 from tasks.engines import openai_server
 from tasks.engines.base import Ask, EngineDeadError, EngineSpec, Generated
 from tasks.engines.openai_engine import OpenAIEngine
 from tasks.engines.served_model import served_model
 from tasks.engines.slot import Slot
 from tasks.engines.view import EngineView
+from tasks.engines.watchdog import complaint
 from tasks.errors import RunError
 from tasks.records import RecordError
 from tests import models
@@ -345,6 +346,20 @@ def test_an_answer_that_takes_long_is_no_hang_while_the_server_makes_tokens() ->
         slot.alive_at = 0.0
         slot.note(stats | {"server_tokens": tokens})
         assert (slot.alive_at > 0) is alive
+
+
+def test_a_server_that_counts_no_tokens_is_given_longer_for_an_answer(proxy: Proxy) -> None:
+    async def use(engine: OpenAIEngine) -> Any:
+        return engine.stats().detail  # the proxy has no metrics
+
+    stats = {"tokens": 0, "running": 1, "in_flight": 1, "kv_cache_usage": 0.0, **with_engine(config(proxy.url), use)}
+    slot = Slot(EngineView(0, state="running"))
+    slot.begin(0)
+    engine = EngineConfig(stall_timeout=10)
+    for answers_only, limit in ((True, 120), (False, 10)):
+        slot.note(stats | {"answers_only": stats["answers_only"] and answers_only})
+        assert complaint(slot, engine, slot.alive_at + limit) is None
+        assert f"no token for {limit} s" in str(complaint(slot, engine, slot.alive_at + limit + 1))
 
 
 def test_which_model_it_is(server: str, proxy: Proxy) -> None:

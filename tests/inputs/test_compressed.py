@@ -59,4 +59,4 @@ def test_an_engine_reads_the_file_once_to_verify_and_once_to_read(
 @both
 def test_large_files_are_estimated(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.split_dataset.EXACT_BYTES", 0)
-    assert split_path(write_table(tmp_path / f"data.jsonl{suffix}", texts(6000))).shard_size == 32
+    assert split_path(write_table(tmp_path / f"data.jsonl{suffix}", texts(6000))).plan.last_size == 32
