@@ -36,7 +36,7 @@ CHUNK_SECONDS = 30.0
 EVENT_SECONDS, GATHERED_SECONDS, CALL_SECONDS = 20e-6, 5e-6, 0.3e-3
 PREFECT_SECONDS, PREFECT_ROWS = 0.025, 10.0
 DISK, COPIES, WRITES = 1e9, 100.0, 3500.0
-OBJECT_BYTES, OBJECT_PARTS = 5e12, 10_000
+UPLOAD_BYTES = 1.3e12  # what S3Upload's 10,000 parts hold, however small the shards
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -121,8 +121,8 @@ class Run:
         return [
             f"splitting reads {read / 1e12:.1f} TB once, {read / DISK / 60:.0f} min",
             f"merging copies {self.shards:,} shards on S3, {self.shards / COPIES / 60:.0f} min",
-            f"data.jsonl is {made / 1e12:.1f} TB, and an object of S3 may have {OBJECT_BYTES / 1e12:.0f}; of its "
-            f"{OBJECT_PARTS:,} parts, at most, each holds {-(-self.shards // OBJECT_PARTS)} shards",
+            f"data.jsonl is {made / 1e12:.1f} TB, and on S3 one upload holds {UPLOAD_BYTES / 1e12:.1f}: "
+            + ("it fits" if made <= UPLOAD_BYTES else "it must be several outputs"),
             f"a rerun hashes what is finished, at most {made / DISK / 60:.0f} min",
         ]
 
