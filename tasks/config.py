@@ -221,6 +221,12 @@ class SamplingConfig(Section):
     """Constrain the output to a JSON schema, a regular expression or a choice."""
 
     @model_validator(mode="after")
+    def _tokens_in_order(self) -> SamplingConfig:
+        if self.min_tokens and self.max_tokens and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+        return self
+
+    @model_validator(mode="after")
     def _greedy_samples_are_alike(self) -> SamplingConfig:
         if self.temperature is not None and self.temperature < GREEDY and self.n > 1:
             raise ValueError(
@@ -241,8 +247,11 @@ class YarnConfig(Section):
 _SERVERS_OWN = (
     *("pool", "replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_batched_tokens"),
     *("gpu_memory_utilization", "dtype", "quantization", "enforce_eager", "enable_prefix_caching", "yarn"),
-    *("limit_mm_per_prompt", "pool", "ray_address", "ray_resources", "gpu_limit"),
+    *("limit_mm_per_prompt", "ray_address", "ray_resources", "gpu_limit"),
 )
+
+
+_NOT_EXTRA = {"model", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 
 
 class EngineConfig(Section):
@@ -337,6 +346,19 @@ class EngineConfig(Section):
     @classmethod
     def _no_secrets(cls, extra: dict[str, Any]) -> dict[str, Any]:
         return check_no_secrets(extra)
+
+    @model_validator(mode="after")
+    def _extra_is_beside_the_fields(self) -> EngineConfig:
+        if self.kind == "vllm":
+            for name in _NOT_EXTRA & self.extra.keys():
+                raise ValueError(
+                    f"extra: {name} must not be here: engines get their model and GPUs by the config's fields"
+                )
+            if self.yarn and "hf_overrides" in self.extra:
+                raise ValueError(
+                    "yarn and extra's hf_overrides are the same setting of vLLM: put all into hf_overrides"
+                )
+        return self
 
     @property
     def gpus_per_replica(self) -> int:

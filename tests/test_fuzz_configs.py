@@ -72,6 +72,10 @@ TEXTS = {
     "two structures": BASE + "sampling: {structured: {regex: a, choice: [b]}}",
     "rate above 1": BASE + "validation: {max_error_rate: 2}",
     "negative timeout": BASE + "engine: {stall_timeout: -1}",
+    "GPUs by two names": BASE + "engine: {extra: {tensor_parallel_size: 2}}",
+    "two overrides": BASE
+    + "engine: {yarn: {factor: 2, original_max_position_embeddings: 8}, extra: {hf_overrides: {}}}",
+    "tokens": BASE + "sampling: {min_tokens: 5, max_tokens: 3}",
     "pixels": BASE + "prompt: {min_pixels: 5, max_pixels: 3}",
     "half a record": BASE + "dataset: {shard_size: 1.5}",
 }
