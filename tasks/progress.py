@@ -30,7 +30,7 @@ class RunProgress:
 
     def made(self, view: PoolView) -> int:
         """Samples made in all, errors among them."""
-        return min(self.total, self.done + view.samples + view.errors)
+        return min(self.total, self.done + view.samples + view.errors + view.resumed)
 
     def percent(self, view: PoolView) -> float:
         return round(100 * self.made(view) / self.total, 2) if self.total else 100.0
@@ -53,7 +53,7 @@ class RunProgress:
     def eta(self, view: PoolView) -> str:
         self._generating_since(view)
         now = view.samples + view.errors
-        left = self.total - self.done - now
+        left = self.total - self.made(view)
         if left <= 0:
             return "all made"
         if not now:

@@ -33,3 +33,5 @@ def test_the_time_left_does_not_count_the_engines_start(monkeypatch: pytest.Monk
     now = 610.0
     assert run.eta(PoolView([EngineView(0, tokens=500)], samples=50)) == "about 10 s left"
     assert run.eta(PoolView([EngineView(0, tokens=500)], samples=100)) == "all made"
+    resumed = PoolView([EngineView(0, tokens=500)], samples=50, resumed=50)
+    assert (run.eta(resumed), run.percent(resumed)) == ("all made", 100.0)

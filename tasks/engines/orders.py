@@ -11,11 +11,13 @@ from tasks.records import Json, Shard, ShardManifest
 
 
 class Orders:
-    """Owned by the pool's thread; `samples` and `errors` count the rows of this run. Others may look at views."""
+    """Owned by the pool's thread; `samples` and `errors` count the rows of this run, `resumed` the others that were in
+    finished shards (less those made twice, after a crash). Others may look at views."""
 
     def __init__(self) -> None:
         self.samples = 0
         self.errors = 0
+        self.resumed = 0
         self.waiting: deque[Shard] = deque()
         self._futures: dict[int, Future[ShardManifest]] = {}
         self._rows: dict[int, Counter[str]] = {}
@@ -42,7 +44,8 @@ class Orders:
 
     def done(self, manifest: ShardManifest, index: int) -> None:
         """A shard is made."""
-        self._rows.pop(index, None)
+        heard = self._rows.pop(index, Counter())
+        self.resumed += manifest.records * manifest.n - heard["samples"] - heard["errors"]
         future = self._futures.pop(index, None)
         if future is not None:
             future.set_result(manifest)

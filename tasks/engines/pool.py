@@ -98,7 +98,7 @@ class EnginePool:
         shards = {
             index: orders.view(index, slot.view.number) for slot in list(self._slots) for index in list(slot.shards)
         }
-        return PoolView(engines, orders.samples, orders.errors, list(self._steps), shards)
+        return PoolView(engines, orders.samples, orders.errors, orders.resumed, list(self._steps), shards)
 
     def facts(self) -> Json:
         """What the engines said of themselves when they started, for the manifest."""

@@ -214,6 +214,7 @@ def test_a_torn_chunk_is_owed_again(tmp_path: Path) -> None:
     (manifest,) = again.run()
     assert again.places() == all_places(50, 2)
     assert 0 < manifest.resumed_samples < 100
+    assert again.view.resumed == manifest.resumed_samples
 
 
 @pytest.mark.ray
