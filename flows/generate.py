@@ -35,7 +35,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from prefect import flow
 from prefect.futures import PrefectFuture, wait
@@ -68,6 +67,7 @@ from tasks.engines.ray_pool import RayLauncher
 from tasks.errors import RunError
 from tasks.generate_shard import Job, find_whole, generate_shard
 from tasks.inputs.columns import needed_columns
+from tasks.inputs.roots import dataset_roots
 from tasks.key import results_key
 from tasks.merge_shards import merge_shards
 from tasks.output_lock import output_lock
@@ -80,7 +80,7 @@ from tasks.run_manifest import run_manifest, write_run_manifest
 from tasks.shard_board import ShardBoard
 from tasks.shard_store import ShardStore
 from tasks.split_dataset import split_dataset
-from tasks.storage import Storage, is_remote, open_storage, write
+from tasks.storage import Storage, open_storage, write
 from tasks.tally import grading_key, regrade
 from tasks.validate_output import GateFailed, validate_output
 from tasks.write_report import write_report
@@ -179,7 +179,7 @@ def _engine_pool(
         config=config,
         model_path=model.path,
         key=store.key,
-        dataset_roots=tuple(_roots(dataset.files)),
+        dataset_roots=tuple(dataset_roots(config.dataset.path, dataset.files)),
         served_model=model.source if config.engine.kind == "openai" else "",
     )
     pool = EnginePool(_launcher(spec, gpus, model, dataset), config.engine)
@@ -267,11 +267,6 @@ def _graded(config: GenerateConfig, store: ShardStore, manifest: ShardManifest) 
     graded = regrade(store.storage, store.folder, manifest, config.validation)
     store.replace_manifest(manifest, graded)
     return graded
-
-
-def _roots(files: Sequence[str]) -> list[str]:
-    """The folders of the dataset's files: where records' media may lie."""
-    return sorted({str(Path(file).parent if not is_remote(file) else file.rsplit("/", 1)[0]) for file in files})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ CONTEXT = 1024
 # Ways to be bad, and the kinds of their error rows.
 BAD: dict[str, str] = {
     '{"prompt": "What is this?", "images": ["photos/broken.png"]}': "image_broken",
-    '{"prompt": "What is this?", "images": ["photos/empty.png"]}': "image_broken",
+    json.dumps({"prompt": "Which?", "images": ["photos/0.png"] * 4}): "engine_refused",  # of three at most
     '{"prompt": "What is this?", "images": ["photos/missing.png"]}': "image_not_found",
     '{"prompt": "What is this?", "images": ["photos/text.png"]}': "image_broken",
     '{"prompt": "What is this?", "images": ["photos/dot.png"]}': "image_too_small",
@@ -143,7 +143,6 @@ def _write_photos(folder: Path) -> None:
         Image.open(source).convert("RGB").resize((112, 84)).save(folder / f"{number}.png")
     whole = (folder / "0.png").read_bytes()
     (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("I am no image")
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
 

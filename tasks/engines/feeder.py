@@ -330,10 +330,10 @@ class Feeder:
         self._emit({**event, "message": str(error) or repr(error)})
 
     def _error_rows(self, owed: Owed, error: RecordError) -> list[Row]:
-        record = owed.record
+        record, where = owed.record, f"{owed.record.where}: "
+        message = where + error.message.removeprefix(where)  # an engine may not know it
         return [
-            Row(record.digest, ErrorRow(record.original_index, s, error.kind, error.message).row())
-            for s in owed.sample_ids
+            Row(record.digest, ErrorRow(record.original_index, s, error.kind, message).row()) for s in owed.sample_ids
         ]
 
     def _sample_row(self, ready: _Ready, sample_id: int, generated: Generated, began: float) -> Row:

@@ -271,7 +271,7 @@ class _AsyncCore:
                 final = output
         except VLLMDeadError as error:
             raise EngineDeadError(str(error)) from error
-        except ValueError as error:
+        except Exception as error:  # what vLLM finds wrong with a request, by classes that change with its versions
             raise RecordError("engine_refused", str(error)) from error
         return final
 
@@ -368,7 +368,7 @@ class _InProcessCore:
         self._waiting[request.request_id] = request
         try:
             self._engine.add_request(request.request_id, request.prompt, request.params)
-        except ValueError as error:
+        except Exception as error:  # as above: the engine itself is well
             del self._waiting[request.request_id]
             self._settle(request, RecordError("engine_refused", str(error)))
 

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from tasks.config import PromptConfig
 from tasks.prompts.base import Completion, Parsed, Prompt
-from tasks.prompts.conversation import Conversation, Message, text_turns
+from tasks.prompts.conversation import Conversation, Message, text_turns, tools_of
 from tasks.records import Json, RecordError
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -24,17 +24,18 @@ class ChatFormat:
         self.engine_args: Json = {}
         self.sampling_args: Json = {}
         self._tokenizer = load_tokenizer(model_path, trust_remote_code)
+        self._knows_developer = "developer" in str(self._tokenizer.chat_template)
         self._kwargs = dict(config.chat_template_kwargs)
         if config.enable_thinking is not None:
             self._kwargs["enable_thinking"] = config.enable_thinking
 
     def render(self, conversation: Conversation) -> Prompt:
-        messages = [_with_parsed_arguments(message) for message in text_turns(conversation)]
-        tools = conversation.fields.get("tools")
+        messages = [_with_parsed_arguments(self._in_role(message)) for message in text_turns(conversation)]
+        tools = tools_of(conversation)
         try:
             text = self._tokenizer.apply_chat_template(
                 messages,
-                tools=tools if isinstance(tools, list) and tools else None,
+                tools=tools,
                 tokenize=False,
                 add_generation_prompt=True,
                 **self._kwargs,
@@ -46,6 +47,11 @@ class ChatFormat:
 
     def parse(self, completion: Completion, prompt: Prompt) -> Parsed:
         return parse_thinking(completion, prompt)
+
+    def _in_role(self, message: Message) -> Message:
+        """Templates drop turns of a role that they do not know, without a word."""
+        unknown = message["role"] == "developer" and not self._knows_developer
+        return message | {"role": "system"} if unknown else message
 
 
 class RawFormat:

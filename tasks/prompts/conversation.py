@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from tasks.prompts.template import render
 from tasks.records import Json, Record, RecordError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+TOOLS_FIELD = "tools"
 
 Message = Json
 """{"role": one of ROLES, "content": str or list of parts}, plus whatever the record's turn holds (tool_calls, name)."""
@@ -51,7 +53,7 @@ def read_conversation(record: Record, dataset: DatasetConfig, prompt: PromptConf
         kind = "prompt"
         messages = [{"role": "user", "content": _prompt_text(record, dataset.prompt_field)}]
     elif prompt.template is not None:
-        kind, messages = "prompt", [{"role": "user", "content": ""}]
+        kind, messages = "prompt", []
     else:
         raise _malformed(record, f"has neither '{dataset.messages_field}' nor '{dataset.prompt_field}'")
     messages = _apply_template(record, messages, prompt.template)
@@ -68,6 +70,21 @@ def read_conversation(record: Record, dataset: DatasetConfig, prompt: PromptConf
         images=_as_list(fields.get(dataset.images_field)),
         videos=_as_list(fields.get(dataset.videos_field)),
     )
+
+
+def tools_of(conversation: Conversation) -> list[Any] | None:
+    """The record's tools; many datasets have them as JSON text. Raises RecordError("malformed_record")."""
+    tools = conversation.fields.get(TOOLS_FIELD)
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            message = f"{conversation.where}: '{TOOLS_FIELD}' must be a list, got text that is no JSON: {error}"
+            raise RecordError("malformed_record", message) from error
+    if isinstance(tools, list | None):
+        return tools or None
+    message = f"{conversation.where}: '{TOOLS_FIELD}' must be a list, got {type(tools).__name__}"
+    raise RecordError("malformed_record", message)
 
 
 def text_of(content: Any) -> str:
@@ -95,9 +112,23 @@ def _messages(record: Record, name: str) -> list[Message]:
         raise _malformed(record, f"'{name}' must be a list, got {type(messages).__name__}")
     if not messages:
         raise RecordError("empty_prompt", f"{record.where}: '{name}' is empty")
+    messages = [_with_tool_words(message) for message in messages]
     for number, message in enumerate(messages):
         _check_message(record, f"{name}[{number}]", message)
-    return [dict(m) for m in messages]
+    return messages
+
+
+def _with_tool_words(message: Any) -> Any:
+    """A call of a function and its result, as OpenAI's format had them before there were tools, in today's words."""
+    if not isinstance(message, dict):
+        return message
+    message = dict(message)
+    call = message.pop("function_call", None)
+    if call is not None and not message.get("tool_calls"):
+        message["tool_calls"] = [{"type": "function", "function": call}]
+    if message.get("role") == "function":
+        message["role"] = "tool"
+    return message
 
 
 def _check_message(record: Record, name: str, message: Any) -> None:
@@ -107,7 +138,7 @@ def _check_message(record: Record, name: str, message: Any) -> None:
     if role not in ROLES:
         raise _malformed(record, f"'{name}.role' must be one of {', '.join(ROLES)}, got {role!r}")
     content = message.get("content")
-    if content is None and role == "assistant" and (message.get("tool_calls") or message.get("function_call")):
+    if content is None and role == "assistant" and message.get("tool_calls"):
         return
     if isinstance(content, list):
         for part_number, part in enumerate(content):
@@ -141,9 +172,9 @@ def _apply_template(record: Record, messages: list[Message], template: str | Non
     if template is None:
         return messages
     last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
-    own = text_of(messages[last_user]["content"]) if last_user is not None else ""
+    own = {"prompt": text_of(messages[last_user]["content"])} if last_user is not None else {}
     try:
-        text = render(template, {**record.fields, "prompt": own})
+        text = render(template, record.fields | own)
     except Exception as error:  # a template may raise anything
         words = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise RecordError("template_error", f"{record.where}: prompt.template: {words}") from error

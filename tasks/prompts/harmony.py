@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import PromptConfig
 from tasks.prompts.base import Completion, Parsed, Prompt
-from tasks.prompts.conversation import Conversation, Message, text_turns
+from tasks.prompts.conversation import TOOLS_FIELD, Conversation, Message, text_turns, tools_of
 from tasks.records import Json, RecordError
 
 if TYPE_CHECKING:
     import openai_harmony as harmony
 
 DATE_FIELD = "conversation_start_date"
-TOOLS_FIELD = "tools"
 INSTRUCTIONS = ("system", "developer")
 FUNCTIONS = "functions."
 HEADER_STARTS, MESSAGE = ("<|channel|>", " to="), "<|message|>"
@@ -111,11 +110,7 @@ def _developer(instructions: str, tools: list[harmony.ToolDescription]) -> harmo
 
 def _tools(conversation: Conversation) -> list[harmony.ToolDescription]:
     """The record's tools, in OpenAI's function format: {"type": "function", "function": {…}} or the inner object."""
-    tools = conversation.fields.get(TOOLS_FIELD)
-    if tools is None:
-        return []
-    if not isinstance(tools, list):
-        raise _malformed(conversation.where, f"'{TOOLS_FIELD}' must be a list, got {type(tools).__name__}")
+    tools = tools_of(conversation) or []
     return [_tool(tool, f"{TOOLS_FIELD}[{number}]", conversation.where) for number, tool in enumerate(tools)]
 
 

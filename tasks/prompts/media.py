@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http.client
 import io
 import posixpath
 import time
@@ -15,17 +16,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from tasks.prompts.placement import Kind
+from tasks.inputs.roots import roots_of
+from tasks.prompts.placement import MAX_PIXELS, Kind
 from tasks.records import RecordError
 from tasks.storage import is_remote, open_input
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow's own line for a decompression bomb: 89 megapixels, 268 MB decoded.
-MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 # A side of one pixel: a tracking dot or what a failed download left. It would be scaled up to a plain area.
 MIN_SIDE = 2
 MAX_BYTES: dict[Kind, int] = {"image": 256 << 20, "video": 2 << 30}
@@ -34,12 +34,15 @@ HTTP_TRIES = 3
 # Pillow reads these by running another program on the file.
 REFUSED_FORMATS = {"EPS"}
 
+ALLOWED_REMOTE = ("http://", "https://", "s3://")
+
 Content = Path | bytes
 """A local file, or the bytes themselves."""
 
 
 class MediaReader:
-    """Finds media. `dataset_roots` and `media_roots` are folders, local or remote; relative names are of the former."""
+    """Finds media. `dataset_roots` and `media_roots` are folders, local or remote; a relative name is of those of the
+    former that its record's file is in, the nearest first."""
 
     def __init__(self, dataset_roots: list[str], media_roots: list[str], allow_remote: bool) -> None:
         from PIL import Image
@@ -85,7 +88,7 @@ class MediaReader:
                 if min(image.size) < MIN_SIDE:
                     raise _too_small(name, where, image.size)
                 image.load()
-                return image.copy()
+                return _eight_bits(image.copy())
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise RecordError("image_too_large", f"{where}: image {name}: {error}") from error
         except RecordError:
@@ -96,23 +99,31 @@ class MediaReader:
 
     def _local(self, source: str, kind: Kind, where: str) -> Content:
         named = _local(source)
-        if named.is_absolute():
-            candidates = [named]
-        else:
-            candidates = [_local(root) / named for root in self._dataset_roots if not is_remote(root)]
+        roots = roots_of(where, self._dataset_roots)
+        remote = [root for root in roots if is_remote(root)]
+        if remote and not named.is_absolute():
+            return self._stored([posixpath.join(root, source) for root in remote], kind, where)
+        candidates = [named] if named.is_absolute() else [_local(root) / named for root in roots]
         try:
             paths = [candidate.resolve() for candidate in candidates]
             for path in paths:
                 self._require_inside(path, source, kind, where)
                 if path.is_file():
                     return path
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a loop
             raise _not_found(source, kind, where, str(error)[:200]) from error
-        remote = [root for root in self._dataset_roots if is_remote(root)]
-        if remote and not named.is_absolute():
-            return self._remote(f"{remote[0].rstrip('/')}/{source}", kind, where)
         places = ", ".join(str(path) for path in paths) or "the dataset's folder"
         raise _not_found(source, kind, where, f"no such file: {places[:500]}")
+
+    def _stored(self, urls: list[str], kind: Kind, where: str) -> bytes:
+        """The first of these objects that is there."""
+        for url in urls[:-1]:
+            try:
+                return self._remote(url, kind, where)
+            except RecordError as error:
+                if not error.kind.endswith("_not_found"):
+                    raise
+        return self._remote(urls[-1], kind, where)
 
     def _require_inside(self, path: Path, source: str, kind: Kind, where: str) -> None:
         if not any(path.is_relative_to(root) for root in self._local_roots):
@@ -123,17 +134,20 @@ class MediaReader:
             raise RecordError("media_outside_dataset", message)
 
     def _remote(self, url: str, kind: Kind, where: str) -> bytes:
-        if not self._allow_remote and not self._is_own(url):
-            message = f"{where}: {kind} {_short(url)} is remote: set prompt.allow_remote_media to let records name URLs"
+        stored = _normal(url)
+        is_own = any(stored.startswith(f"{root}/") for root in self._remote_roots)
+        if not is_own and not self._allow_remote:
+            message = (
+                f"{where}: {kind} {_short(url)} is remote: set prompt.allow_remote_media to let records name URLs, "
+                "and output.retry_errors"
+            )
             raise RecordError("remote_media_not_allowed", message)
+        if not is_own and not url.startswith(ALLOWED_REMOTE):
+            message = f"{where}: {kind} {_short(url)} is neither a path nor one of {', '.join(ALLOWED_REMOTE)}"
+            raise RecordError("malformed_record", message)
         if url.startswith(("http://", "https://")):
             return _download(url, kind, where)
-        return _from_store(url, kind, where)
-
-    def _is_own(self, url: str) -> bool:
-        scheme, _, rest = url.partition("://")
-        normal = f"{scheme}://{posixpath.normpath(rest)}"
-        return any(normal.startswith(f"{root}/") for root in self._remote_roots)
+        return _from_store(stored, kind, where)
 
 
 def describe(source: Any) -> str:
@@ -166,21 +180,49 @@ def _from_base64(text: str, kind: Kind, where: str) -> bytes:
         raise RecordError(f"{kind}_broken", f"{where}: {kind} given as base64 is no base64: {error}") from error
 
 
+def _normal(url: str) -> str:
+    """Without `.` and `..`, which name no folder in a store."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{posixpath.normpath(rest)}"
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits scaled down to them: all that is brighter than 255 would else become white."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        low, high = cast("tuple[float, float]", image.getextrema())
+        if image.mode == "F" and low >= 0 and high <= 1:
+            return image.point(lambda value: value * 255).convert("L")
+        if low >= 0 and 255 < high < 65536:
+            return image.convert("I").point(lambda value: value / 256).convert("L")
+    return image
+
+
 def _download(url: str, kind: Kind, where: str) -> bytes:
+    quoted = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=~-._")
     for left in reversed(range(HTTP_TRIES)):
         try:
-            with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT) as response:  # noqa: S310 (http and https only)
-                return _limited(response.read(MAX_BYTES[kind] + 1), url, kind, where)
+            with urllib.request.urlopen(quoted, timeout=HTTP_TIMEOUT) as response:  # noqa: S310 (http and https only)
+                return _limited(_whole(response, MAX_BYTES[kind] + 1), url, kind, where)
         except urllib.error.HTTPError as error:
             if error.code in (404, 410):
                 raise _not_found(url, kind, where, f"the server answers {error.code}") from error
             if not left or (error.code not in (408, 429) and error.code < 500):
                 raise _unreachable(url, kind, where, error) from error
-        except (OSError, ValueError) as error:  # URLError, timeouts, resets, a URL that is none
+        # URLError, timeouts, resets, half an answer, a URL that is none
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if not left or isinstance(error, ValueError):
                 raise _unreachable(url, kind, where, error) from error
         time.sleep(2.0 ** (HTTP_TRIES - left) / 4)
     raise AssertionError("unreachable")
+
+
+def _whole(response: Any, most: int) -> bytes:
+    """Raises OSError for a body that ends before its announced length."""
+    data: bytes = response.read(most)
+    length = response.headers.get("Content-Length") or ""
+    if length.isdigit() and len(data) < min(int(length), most):
+        raise OSError(f"it ended after {len(data)} of {length} bytes")
+    return data
 
 
 def _from_store(url: str, kind: Kind, where: str) -> bytes:

@@ -8,6 +8,7 @@ first user turn.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ VIDEO_OPTIONS = (
     *("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"),
     *("total_pixels", "sample_fps", "raw_fps"),
 )
+
+_SCALED_UP_TO = ("min_pixels", "resized_height", "resized_width")
+MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+"""Pillow's own line for a decompression bomb: 89 megapixels, 268 MB decoded."""
 
 _PLACEHOLDER = re.compile("<(image|video)>")
 
@@ -136,8 +141,14 @@ def _options(part: Json, kind: Kind, where: str) -> Json:
     names = IMAGE_OPTIONS if kind == "image" else VIDEO_OPTIONS
     options = {name: part[name] for name in names if part.get(name) is not None}
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise RecordError("malformed_record", f"{where}: '{name}' of the {kind} must be a number, got {value!r}")
+        least, most = (1, MAX_PIXELS) if name in _SCALED_UP_TO else (0, math.inf)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            limits = f" from {least} to {most:,}" if most < math.inf else ""
+            raise RecordError(
+                "malformed_record", f"{where}: '{name}' of the {kind} must be a number{limits}, got {value!r}"
+            )
+    if options.get("resized_height", 1) * options.get("resized_width", 1) > MAX_PIXELS:
+        raise RecordError("malformed_record", f"{where}: the {kind} would be resized to over {MAX_PIXELS:,} pixels")
     return options
 
 

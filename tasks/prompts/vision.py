@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from tasks.config import PromptConfig
 from tasks.prompts.base import Completion, Parsed, Prompt
 from tasks.prompts.chat import encode, parse_thinking, warmed
-from tasks.prompts.conversation import Conversation, Message
+from tasks.prompts.conversation import Conversation, Message, tools_of
 from tasks.prompts.media import Content, MediaReader, describe
 from tasks.prompts.media_cache import ImageCache, image_bytes
 from tasks.prompts.placement import MediaItem, place_media
@@ -75,12 +75,12 @@ class VisionFormat:
         return parse_thinking(completion, prompt)
 
     def _text(self, messages: list[Message], conversation: Conversation) -> str:
-        tools = conversation.fields.get("tools")
+        tools = tools_of(conversation)
         try:
             text: str = self._tokenizer.apply_chat_template(
                 messages,
                 chat_template=self._template,
-                tools=tools if isinstance(tools, list) and tools else None,
+                tools=tools,
                 tokenize=False,
                 add_generation_prompt=True,
                 **self._kwargs,

@@ -103,6 +103,27 @@ def test_tools_calls_and_results(chat: PromptFormat) -> None:
     assert "<tool_response>\n3\n</tool_response>" in text
 
 
+def test_tools_may_be_json_text(chat: PromptFormat) -> None:
+    assert chat.render(conversation(prompt="x", tools=json.dumps([TOOL]))) == chat.render(
+        conversation(prompt="x", tools=[TOOL])
+    )
+    assert chat.render(conversation(prompt="x", tools="")) == chat.render(conversation(prompt="x"))
+
+
+def test_calls_in_the_words_of_old(chat: PromptFormat) -> None:
+    call = {"name": "add", "arguments": '{"a": 1}'}
+    old = [user("x"), {"role": "assistant", "content": None, "function_call": call}]
+    old.append({"role": "function", "name": "add", "content": "3"})
+    text = chat.render(conversation(messages=old)).text
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>' in text
+    assert "<tool_response>\n3\n</tool_response>" in text
+
+
+def test_a_developers_turn_is_the_systems_where_the_template_knows_none(chat: PromptFormat) -> None:
+    text = chat.render(conversation(messages=[{"role": "developer", "content": "Be brief."}, user("x")])).text
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+
+
 @pytest.mark.parametrize("arguments", ["{oops", "", {"a": 1}, None])
 def test_odd_arguments_are_rendered(arguments: Any, chat: PromptFormat) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
@@ -118,6 +139,7 @@ def test_odd_arguments_are_rendered(arguments: Any, chat: PromptFormat) -> None:
         ({"prompt": "x", "videos": "a.mp4"}, "unsupported_media"),
         ({"prompt": "a \ud800 b"}, "malformed_record"),
         ({"prompt": "x", "tools": [{"f": {1, 2}}]}, "template_error"),
+        ({"prompt": "x", "tools": {"f": 1}}, "malformed_record"),
     ],
 )
 def test_what_a_text_model_cannot_take(fields: dict[str, Any], kind: str, chat: PromptFormat) -> None:

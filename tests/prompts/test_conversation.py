@@ -75,6 +75,12 @@ def test_template_over_fields_alone() -> None:
     assert conversation(PromptConfig(template="{{ a }}+{{ b }}"), a=1, b=2).messages == [user("1+2")]
 
 
+def test_a_prompt_that_is_missing_is_no_empty_one() -> None:
+    """Else a wrong prompt_field would ask the template's own words of every record."""
+    with pytest.raises(RecordError, match="'prompt' is undefined"):
+        conversation(PromptConfig(template="Q: {{ prompt }}"), question="x")
+
+
 def test_template_keeps_media_parts() -> None:
     image = {"type": "image", "image": "a.png"}
     messages = [user([image, {"type": "text", "text": "What?"}])]

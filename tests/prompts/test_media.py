@@ -13,17 +13,20 @@ from typing import Any
 from urllib.parse import quote
 
 import fsspec
+import numpy as np
 import pytest
 from PIL import Image
 
 from tasks.config import PromptConfig
+from tasks.inputs.roots import dataset_roots
 from tasks.prompts import make_format
 from tasks.prompts.base import Prompt
+from tasks.prompts.media import MediaReader
 from tasks.prompts.media_cache import ImageCache
 from tasks.prompts.vision import VisionFormat
 from tasks.records import RecordError
 from tests.models import cached, tiny_qwen25_vl
-from tests.prompts.conftest import COFFEE, conversation
+from tests.prompts.conftest import COFFEE, conversation, user
 
 COFFEE_BYTES = Path(COFFEE).read_bytes()
 COFFEE_SIZE = (588, 392)
@@ -202,7 +205,57 @@ def test_dataset_in_an_object_store(vision: VisionFormat) -> None:
         assert render(remote, images=[source]).multi_modal_data["image"][0].size == COFFEE_SIZE
     assert refusal(remote, images=["images/b.png"]).kind == "image_not_found"
     assert refusal(remote, images=["../other/a.png"]).kind == "remote_media_not_allowed"
-    assert render(make("memory://set", allow_remote_media=True), images=["memory://other/a.png"]).length > 250
+    for source in ("./images/a.png", "images/../images/a.png"):
+        assert render(remote, images=[source]).multi_modal_data["image"][0].size == COFFEE_SIZE
+
+
+def test_no_other_way_to_a_file_is_opened_by_allowing_urls(folder: Path) -> None:
+    for source in ("memory://other/a.png", f"local://{folder}/good.png", "simplecache::http://127.0.0.1:9/a.png"):
+        refused = refusal(make(folder, allow_remote_media=True), images=[source])
+        assert refused.kind in ("malformed_record", "image_not_found")
+
+
+def test_a_record_sees_the_images_beside_its_own_file(tmp_path: Path) -> None:
+    """And those below dataset.path; another file's folder is not looked through."""
+    files = [str(tmp_path / name / "d.jsonl") for name in ("test", "train", "train/more")]
+    roots = dataset_roots(str(tmp_path), files)
+    assert roots == [str(tmp_path), *(str(Path(file).parent) for file in files)]
+    assert dataset_roots(f"{tmp_path}/*/d.jsonl", files[:2]) == roots[1:3]
+    assert dataset_roots("s3://b/set/", ["s3://b/set/a/d.jsonl"]) == ["s3://b/set", "s3://b/set/a"]
+    for number, name in enumerate(("test", "train")):
+        (tmp_path / name / "img").mkdir(parents=True)
+        Image.new("RGB", (56 * (number + 1), 56)).save(tmp_path / name / "img/0.png")
+    reader = MediaReader(roots, [], allow_remote=False)
+
+    def width(source: str, file: str) -> int:
+        where = f"{file} line 1"
+        return reader.image(reader.find(source, "image", where), source, where).width
+
+    assert [width("img/0.png", file) for file in files] == [56, 112, 112]
+    assert width("test/img/0.png", files[1]) == width("../test/img/0.png", files[1]) == 56
+    (tmp_path / "train/img/0.png").unlink()
+    with pytest.raises(RecordError) as caught:
+        width("img/0.png", files[1])
+    assert caught.value.kind == "image_not_found"
+
+
+@pytest.mark.parametrize(("kind", "white"), [("uint16", 65535), ("float32", 1), ("float32", 255), ("uint8", 255)])
+def test_grey_of_any_depth_keeps_its_shades(kind: str, white: int, vision: VisionFormat) -> None:
+    grey = np.full((64, 64), white, dtype=kind)
+    grey[:, 32:] = white / 2
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "TIFF")
+    shown = render(vision, images=[{"bytes": buffer.getvalue()}]).multi_modal_data["image"][0]
+    assert [round(shown.getpixel((x, 30))[0] / 127.5) for x in (8, 48)] == [2, 1]
+
+
+_TOO_LARGE = [{"min_pixels": 1e12}, {"resized_height": 0}, {"resized_height": 1e5, "resized_width": 1e5}]
+
+
+@pytest.mark.parametrize("options", _TOO_LARGE)
+def test_sizes_that_no_memory_holds_are_refused(options: dict[str, float], vision: VisionFormat) -> None:
+    part = {"type": "image", "image": "good.png", "max_pixels": 1e13, **options}
+    assert refusal(vision, messages=[user([part])]).kind == "malformed_record"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -214,6 +267,8 @@ class Handler(BaseHTTPRequestHandler):
             Handler.failures -= 1
             status = 503
         self.send_response(status)
+        if self.path == "/cut.png":
+            self.send_header("Content-Length", str(len(COFFEE_BYTES) + 1))
         self.end_headers()
         if status == 200:
             self.wfile.write(COFFEE_BYTES)
@@ -235,10 +290,11 @@ def server() -> Iterator[str]:
 def test_images_by_http(server: str, folder: Path, vision: VisionFormat) -> None:
     allowed = make(folder, allow_remote_media=True)
     Handler.failures = 1
-    for name in ("a.png", "flaky.png"):
+    for name in ("a.png", "flaky.png", "a b.png", "ü.png?x=%20"):
         assert render(allowed, images=[f"{server}/{name}"]).multi_modal_data["image"][0].size == COFFEE_SIZE
     assert refusal(allowed, images=[f"{server}/gone.png"]).kind == "image_not_found"
     assert refusal(allowed, images=[f"{server}/secret.png"]).kind == "media_unreachable"
+    assert "it ended after" in refusal(allowed, images=[f"{server}/cut.png"]).message
     assert refusal(vision, images=[f"{server}/a.png"]).kind == "remote_media_not_allowed"
 
 
