@@ -29,6 +29,13 @@ _NUMBER = regex.compile(
     regex.ASCII,
 )
 
+_FRACTION = regex.compile(
+    r"(?P<sign>(?<![\w.)])[-+−])?(?:\\[dt]?frac\{(?P<over>\d{1,18})\}\{(?P<under>\d{1,18})\}"
+    r"|(?<![\d/.,])(?P<over>\d{1,18})\s?/\s?(?P<under>\d{1,18})(?![\d/]|[.,]\d))",
+    regex.ASCII,
+)
+"""`3/4` and LaTeX's `\\frac{3}{4}`; of a date (3/4/2026) no part is one."""
+
 
 def extract_answer(predict: str, validation: ValidationConfig, finish_reason: str = "stop") -> str | None:
     """The answer in a completion, stripped; None where there is none in `validation.answer_format`.
@@ -179,13 +186,20 @@ def _vote(answer: str, validation: ValidationConfig) -> str:
 
 
 def _last_number(text: str) -> tuple[Decimal, bool] | None:
-    numbers = deque(_NUMBER.finditer(text), maxlen=1)
-    if not numbers:
+    found, fraction = _last(_NUMBER, text), _last(_FRACTION, text)
+    if found is None:
         return None
-    found = numbers[0]
+    if fraction is not None and found.end() <= fraction.end() and int(fraction["under"]):
+        part = Decimal(fraction["over"]) / Decimal(fraction["under"])
+        return (-part if fraction["sign"] in ("-", "−") else part), False
     negative = found["sign"] in ("-", "−") or found["sign2"] is not None
     try:
         value = Decimal(found["digits"].replace(",", "") + (found["exponent"] or ""))
     except InvalidOperation:
         return None
     return (-value if negative else value), found["percent"] is not None
+
+
+def _last(pattern: Any, text: str) -> Any:
+    """The last match, or None."""
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)

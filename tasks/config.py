@@ -416,7 +416,8 @@ class ValidationConfig(Section):
     max_format_error_rate: Rate = 1.0
     """Most samples that may break answer_format, as a share of all."""
     label_match: Literal["none", "exact", "number", "regex"] = "none"
-    """How `answer` is compared with `label`: as text, as the last number in it, or with the label as a pattern."""
+    """How `answer` is compared with `label`: as text, as the last number (or fraction) in it, or with the label as a
+    pattern."""
     min_accuracy: Rate = 0.0
     """Least share of samples whose answer matches the label."""
 

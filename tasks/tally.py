@@ -22,7 +22,7 @@ from tasks.storage import Storage
 EVERY_K = 32
 """Samples a record up to which pass@k is given for every k."""
 
-_VERSION = 2
+_VERSION = 3
 _GRADING_FIELDS = {"answer_format", "answer_pattern", "answer_schema", "label_match"}
 
 
