@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from tasks.config_checks import check_no_secrets, check_pattern, check_schema, check_template, check_text
+from tasks.config_checks import (
+    check_no_secrets,
+    check_pattern,
+    check_schema,
+    check_template,
+    check_template_arguments,
+    check_text,
+)
 from tasks.form import form_schema, form_title
 from tasks.records import GENERATED_COLUMNS
 
@@ -130,6 +137,17 @@ class PromptConfig(Section):
     media_roots: list[str] = Field(default_factory=list)
     """Vision: folders besides the dataset's own that local media may lie in; `/` allows any."""
 
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _beside_what_is_passed(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return check_template_arguments(arguments)
+
+    @model_validator(mode="after")
+    def _thinking_is_said_once(self) -> PromptConfig:
+        if self.enable_thinking is not None and "enable_thinking" in self.chat_template_kwargs:
+            raise ValueError("enable_thinking stands in chat_template_kwargs too: leave it out of one of them")
+        return self
+
     @model_validator(mode="after")
     def _template_compiles(self) -> PromptConfig:
         if self.template is not None:
@@ -219,6 +237,20 @@ class SamplingConfig(Section):
     Default: unseeded, which is faster on GPUs."""
     structured: StructuredConfig | None = None
     """Constrain the output to a JSON schema, a regular expression or a choice."""
+
+    @field_validator("stop")
+    @classmethod
+    def _something_to_stop_at(cls, strings: list[str]) -> list[str]:
+        if "" in strings:
+            raise ValueError("must hold no empty string: it would be found in every text")
+        return strings
+
+    @field_validator("stop_token_ids")
+    @classmethod
+    def _ids_of_tokens(cls, ids: list[int]) -> list[int]:
+        if wrong := [number for number in ids if number < 0]:
+            raise ValueError(f"must hold token ids, which are 0 and more, not {wrong[0]}")
+        return ids
 
     @model_validator(mode="after")
     def _tokens_in_order(self) -> SamplingConfig:
@@ -320,6 +352,8 @@ class EngineConfig(Section):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("must be http(s):// URLs, such as http://127.0.0.1:8000/v1")
+            if "," in url:
+                raise ValueError("must be a list of URLs, one for each server, not text with commas")
             if parts.username or parts.password or parts.query or parts.fragment:
                 raise ValueError("must hold no user, key or query: name the key's environment variable in api_key_env")
         if len(set(urls)) != len(urls):
@@ -463,8 +497,14 @@ class GenerateConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _servers_know_their_model(cls, values: Any) -> Any:
-        engine = values.get("engine") if isinstance(values, dict) else None
-        if isinstance(engine, dict) and engine.get("kind") == "openai" and "model" not in values:
-            return {**values, "model": {"source": "auto"}}
-        return values
+    def _as_it_is_meant(cls, values: Any) -> Any:
+        """A section whose fields are all commented out is null; keys such as `x-common` hold a YAML's anchors; servers
+        know their model."""
+        if not isinstance(values, dict):
+            return values
+        kept = {name: value for name, value in values.items() if not str(name).startswith("x-")}
+        kept |= {name: {} for name in cls.model_fields if name in kept and kept[name] is None}
+        engine = kept.get("engine")
+        if isinstance(engine, dict) and engine.get("kind") == "openai" and kept.get("model", {}) == {}:
+            kept["model"] = {"source": "auto"}
+        return kept

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 _SECRET = re.compile(r"(^|_)(api_?key|secret|password|passwd|credentials?|(hf|access|auth|bearer)_token)($|_)", re.I)
+_TEMPLATE_CALL = {
+    *("conversation", "messages", "tools", "add_generation_prompt"),
+    *("chat_template", "tokenize", "return_dict", "return_tensors"),
+}
+"""What rendering a prompt passes itself, or relies on."""
 
 
 def check_text(value: Any) -> Any:
@@ -24,6 +29,13 @@ def check_no_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in arguments:
         if _SECRET.search(name):
             raise ValueError(f"{name} must not be here: secrets come from the environment (HF_TOKEN and the like)")
+    return arguments
+
+
+def check_template_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for names that every call of a chat template has already: each record would fail."""
+    for name in sorted(_TEMPLATE_CALL & arguments.keys()):
+        raise ValueError(f"{name} must not be here: prompts are rendered with their own")
     return arguments
 
 

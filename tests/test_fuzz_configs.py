@@ -75,6 +75,18 @@ TEXTS = {
     "GPUs by two names": BASE + "engine: {extra: {tensor_parallel_size: 2}}",
     "two overrides": BASE
     + "engine: {yarn: {factor: 2, original_max_position_embeddings: 8}, extra: {hf_overrides: {}}}",
+    "an empty stop string": BASE + "sampling: {stop: [a, '']}",
+    "a token id below 0": BASE + "sampling: {stop_token_ids: [-1]}",
+    "servers with commas": BASE + "engine: {kind: openai, base_urls: ['http://a/v1,http://b/v1']}",
+    "thinking said twice": BASE + "prompt: {enable_thinking: true, chat_template_kwargs: {enable_thinking: false}}",
+    **{
+        f"the template's own {name}": BASE + f"prompt: {{chat_template_kwargs: {{{name}: x}}}}"
+        for name in (
+            *("conversation", "messages", "tools", "add_generation_prompt"),
+            *("chat_template", "tokenize", "return_dict", "return_tensors"),
+        )
+    },
+    "another config": BASE + "config: other.yaml",
     "tokens": BASE + "sampling: {min_tokens: 5, max_tokens: 3}",
     "pixels": BASE + "prompt: {min_pixels: 5, max_pixels: 3}",
     "half a record": BASE + "dataset: {shard_size: 1.5}",
