@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 # Prefect reads its settings when it is imported. Offline nothing may wait for a telemetry server, and with an empty
 # home the ephemeral server needs longer than its own 20 s.
@@ -20,6 +21,11 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 if __name__ == "__main__":
+    # This checkout's code, here and in the processes started from here, whichever one the environment was made for.
+    _ROOT = str(Path(__file__).resolve().parents[1])
+    sys.path.insert(0, _ROOT)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+
     from flows.command_line import parse
 
     _CONFIG = parse(sys.argv[1:])  # before anything else is imported: --help and wrong fields answer at once

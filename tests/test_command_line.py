@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,25 @@ def test_help_lists_every_field_and_imports_nothing_heavy() -> None:
     for section, field in GenerateConfig.model_fields.items():
         for name in field.annotation.model_fields:  # type: ignore[union-attr]
             assert f"--{section}.{name}" in shown
+
+
+def test_the_script_runs_its_own_checkout_and_so_do_the_processes_it_starts(tmp_path: Path) -> None:
+    """Another one comes first in the environment, and the folder it is started from is neither."""
+    for package in ("flows", "tasks"):
+        (tmp_path / "other" / package).mkdir(parents=True)
+        (tmp_path / "other" / package / "__init__.py").write_text("raise SystemExit('the other checkout')")
+    code = (
+        "import runpy, subprocess, sys; sys.argv = ['generate.py', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'flows/generate.py')!r}, run_name='__main__')\n"
+        "except SystemExit as ended: assert not ended.code, ended\n"
+        "subprocess.run([sys.executable, '-c', 'import tasks; print(tasks.__file__)'], check=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "other")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(ROOT / "tasks/__init__.py")
 
 
 def _yaml(folder: Path, **sections: Any) -> str:
