@@ -28,6 +28,8 @@ MOST_NAMED = 3
 """Flags that may have been meant."""
 NONE = "null"
 STRUCTURED = ("sampling", "structured")
+FREE_TEXT = {("sampling", "stop"), (*STRUCTURED, "choice")}
+"""Lists whose items may hold anything; in other lists' flags commas part them."""
 FieldPath = tuple[str, ...]
 
 
@@ -164,7 +166,7 @@ def _read_flag(path: FieldPath, given: str | list[str]) -> dict[FieldPath, Any]:
     if isinstance(given, list) and get_origin(kind) is dict:
         return {path: {name: value for text in given for name, value in _mapping(text).items()}}
     if isinstance(given, list):
-        return {path: [item for text in given for item in _items(text, numbers=get_args(kind) == (int,))]}
+        return {path: [item for text in given for item in _items(text, commas=path not in FREE_TEXT)]}
     if hasattr(kind, "model_fields"):
         return {(*path, name): value for name, value in _mapping(given).items()}
     return {path: given}
@@ -182,6 +184,10 @@ def _kind(path: FieldPath) -> Any:
 
 
 def _mapping(text: str) -> dict[str, Any]:
+    """A JSON object, or one `key=value`."""
+    key, is_pair, rest = text.partition("=")
+    if is_pair and key.isidentifier():
+        return {key: _json_or_text(rest)}
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
@@ -191,9 +197,15 @@ def _mapping(text: str) -> dict[str, Any]:
     return value
 
 
-def _items(text: str, numbers: bool) -> list[Any]:
-    """A JSON list's items. Any other text is one item as it is, with its spaces, commas and quotes; commas part
-    numbers."""
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _items(text: str, commas: bool) -> list[Any]:
+    """A JSON list's items. Any other text is one item as it is, spaces and quotes too, or `commas` part several."""
     try:
         value = json.loads(text, strict=False)  # the shell may have made newlines of \n
     except (ValueError, RecursionError) as error:
@@ -202,7 +214,7 @@ def _items(text: str, numbers: bool) -> list[Any]:
         value = None
     if isinstance(value, list):
         return value
-    return list(text.split(",")) if numbers else [text]
+    return list(text.split(",")) if commas else [text]
 
 
 def _overlaid(values: dict[str, Any], flags: dict[FieldPath, Any]) -> dict[str, Any]:

@@ -116,12 +116,19 @@ def test_a_section_as_json_sets_the_fields_it_names(config_file: str) -> None:
     assert (sampling.n, sampling.temperature, sampling.stop) == (4, 0.7, ["a"])
 
 
+def test_names_may_be_parted_by_commas_and_mappings_given_in_pairs() -> None:
+    flags = ["--output.keep_fields", "a,b", "--sampling.stop", "a,b", "--sampling.stop_token_ids", "1,2"]
+    config = parse([*NEEDED, *flags, "--engine.extra", "seed=1", "--engine.extra", "kv_cache_dtype=fp8"])
+    assert (config.output.keep_fields, config.sampling.stop) == (["a", "b"], ["a,b"])
+    assert config.sampling.stop_token_ids == [1, 2]
+    assert config.engine.extra == {"seed": 1, "kv_cache_dtype": "fp8"}
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
         ("--engine.extra", '{"a":'),
         ("--engine.extra", "[1]"),
-        ("--engine.extra", "a=1"),
         ("--engine.extra", '{"a":' * 100_000),
         ("--sampling.structured.json_schema", "schema.json"),
         ("--sampling.stop", '["a", "b"'),
