@@ -78,6 +78,7 @@ class Feeder:
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dead: asyncio.Future[None] | None = None
+        self._ending = False
         self._suspects: set[int] = set()
         self._records_at_once: int | None = None
         self._poison: dict[int, str] = {}
@@ -116,6 +117,7 @@ class Feeder:
             for ended in done:
                 ended.result()
         finally:
+            self._ending = True
             for task in (*loops, *self._tasks):
                 task.cancel()
             await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
@@ -223,6 +225,8 @@ class Feeder:
             return
         except Exception as error:
             rows = self._error_rows(owed, _internal(owed, error))
+        if self._ending:
+            return  # what breaks while all is cancelled says nothing of the record: it is owed again
         self._emit({"event": "end", "record": index})
         async with self._changed:
             self._in_flight -= len(owed.sample_ids)
@@ -260,7 +264,7 @@ class Feeder:
             self._records_at_once = None
 
     async def _store_rows(self, work: ShardWork, rows: list[Row]) -> None:
-        if work.failed:
+        if work.failed or self._ending:
             return
         for row in rows:
             work.add(row)

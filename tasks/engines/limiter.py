@@ -105,9 +105,9 @@ class Limiter:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if not future.cancelled():
                 self.in_flight -= samples
-            else:
+            elif (samples, future) in self._queue:
                 self._queue.remove((samples, future))
             self._wake()
             raise
@@ -115,5 +115,6 @@ class Limiter:
     def _wake(self) -> None:
         while self._queue and self._fits(self._queue[0][0]):
             samples, future = self._queue.popleft()
-            self.in_flight += samples
-            future.set_result(None)
+            if not future.cancelled():  # its task may not have heard of it yet
+                self.in_flight += samples
+                future.set_result(None)

@@ -123,6 +123,22 @@ def test_a_request_larger_than_the_limit_goes_alone_and_a_cancelled_one_frees_it
     asyncio.run(run())
 
 
+def test_one_that_is_cancelled_as_room_comes_free_gets_none_and_breaks_nothing() -> None:
+    async def run() -> None:
+        limit = Limiter(4)
+        async with limit.room(4):
+            waiting = [asyncio.create_task(_hold(limit)) for _ in range(3)]
+            await asyncio.sleep(0)
+            waiting[0].cancel()  # hears of it only after the room is given on
+        assert (limit.in_flight, limit.waiting) == (3, 1)
+        waiting[1].cancel()  # holds room that it has not entered yet
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in done] == [asyncio.CancelledError, asyncio.CancelledError, type(None)]
+        assert (limit.in_flight, limit.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
 async def _hold(limit: Limiter) -> None:
     async with limit.room(3):
         await asyncio.sleep(0)
