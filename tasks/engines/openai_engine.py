@@ -28,6 +28,8 @@ from tasks.records import Json, RecordError
 
 MOST_IN_FLIGHT = 512
 METRICS_SECONDS = 5.0
+MOST_COUNT = 2**53
+"""A larger count of tokens is nonsense, and no JSON number that all readers take."""
 FRAMES_TAKEN = 32
 """Frames of a list that vLLM takes unasked; it would drop the others."""
 
@@ -77,9 +79,11 @@ class OpenAIEngine:
         url = spec.config.engine.base_urls[spec.number]
         try:
             cards = await asyncio.to_thread(list_models, url, spec.config.engine)
+            card = next((card for card in cards if card["id"] == spec.served_model), None)
         except httpx.HTTPError as error:
             raise EngineDeadError(f"{url} does not answer: {type(error).__name__}: {error}") from None
-        card = next((card for card in cards if card["id"] == spec.served_model), None)
+        except (ValueError, KeyError, TypeError) as error:  # a gateway's page while the server starts
+            raise EngineDeadError(f"{url} does not answer with a list of models: {error!r}") from None
         if card is None:
             raise EngineDeadError(f"{url} does not serve {spec.served_model}")
         engine = cls(spec, card)
@@ -166,18 +170,16 @@ class OpenAIEngine:
         return {name: value for name, value in body.items() if value is not None}
 
     def _samples(self, answer: Json) -> list[Generated]:
-        choices = sorted(answer.get("choices") or [], key=lambda choice: choice.get("index") or 0)
+        choices = sorted(answer.get("choices") or [], key=lambda choice: _count(choice.get("index")))
         if not choices:
             raise RecordError("engine_refused", "the server's answer holds no sample")
         self._tokens += _completion_tokens(answer)
-        usage = answer.get("usage") or {}
+        usage = _object(answer.get("usage"))
         parsed = [_parsed(choice) for choice in choices]
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        counts = _token_counts(choices, parsed, usage.get("completion_tokens") or 0)
-        return [
-            Generated(sample, usage.get("prompt_tokens") or 0, count, cached)
-            for sample, count in zip(parsed, counts, strict=True)
-        ]
+        prompt_tokens = _count(usage.get("prompt_tokens"))
+        cached = _count(_object(usage.get("prompt_tokens_details")).get("cached_tokens"))
+        counts = _token_counts(choices, parsed, _completion_tokens(answer))
+        return [Generated(sample, prompt_tokens, count, cached) for sample, count in zip(parsed, counts, strict=True)]
 
 
 def _shared_fields(config: GenerateConfig, model: str) -> Json:
@@ -212,22 +214,40 @@ def _structured(config: StructuredConfig) -> Json:
 
 def _parsed(choice: Json) -> Parsed:
     """A sample's fields: of a chat, or of a plain completion."""
-    message, finish_reason = choice.get("message") or {}, choice.get("finish_reason") or "stop"
-    text = message.get("content") or choice.get("text") or ""
+    message, finish_reason = _object(choice.get("message")), _text(choice.get("finish_reason")) or "stop"
+    text = _text(message.get("content")) or _text(choice.get("text"))
     extra: Json = {}
-    if calls := message.get("tool_calls"):
-        extra["tool_calls"] = [_called(call.get("function") or {}) for call in calls]
+    if calls := _calls(message):
+        extra["tool_calls"] = calls
     if refusal := message.get("refusal"):
         extra["refusal"] = refusal
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if reasoning is not None:
-        return Parsed(text, reasoning, finish_reason, extra)
+        return Parsed(text, _text(reasoning), finish_reason, extra)
     split = parse_thinking(Completion(text, [], finish_reason), Prompt("", [], 0))
     return Parsed(split.predict, split.reasoning, finish_reason, extra)
 
 
 def _tool(tool: Any) -> Any:
     return tool if isinstance(tool, dict) and "function" in tool else {"type": "function", "function": tool}
+
+
+def _text(content: Any) -> str:
+    """A message's text: a string, or a list of parts that hold one each; JSON where it is anything else."""
+    if isinstance(content, list):
+        return "".join(_text(_object(part).get("text")) for part in content)
+    if content is None or isinstance(content, str):
+        return content or ""
+    return orjson.dumps(content).decode()
+
+
+def _calls(message: Json) -> list[Json]:
+    """The calls that a message makes; older servers have one `function_call`."""
+    listed = message.get("tool_calls")
+    if isinstance(listed, list) and listed:
+        return [_called(_object(call.get("function"))) for call in listed if isinstance(call, dict)]
+    old = message.get("function_call")
+    return [_called(old)] if isinstance(old, dict) else []
 
 
 def _called(function: Json) -> Json:
@@ -240,14 +260,27 @@ def _called(function: Json) -> Json:
 
 
 def _completion_tokens(answer: Json) -> int:
-    return int((answer.get("usage") or {}).get("completion_tokens") or 0)
+    return _count(_object(answer.get("usage")).get("completion_tokens"))
+
+
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    """A number that a server tells, as a whole one: some tell 7.5 or "7". 0 for what is no count."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return 0
+    return int(number) if 0 <= number < MOST_COUNT else 0
 
 
 def _token_counts(choices: list[Json], parsed: list[Parsed], total: int) -> list[int]:
     """Each sample's tokens: counted where the server lists them; else the total, shared out by length of text."""
     if len(choices) == 1:
         return [total]
-    if all(choice.get("token_ids") is not None for choice in choices):
+    if all(isinstance(choice.get("token_ids"), list) for choice in choices):
         return [len(choice["token_ids"]) for choice in choices]
     lengths = [len(sample.predict) + len(sample.reasoning or "") + 1 for sample in parsed]
     ends = [total * sum(lengths[: i + 1]) // sum(lengths) for i in range(len(lengths))]

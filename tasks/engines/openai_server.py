@@ -5,6 +5,7 @@ The key is read from the environment, sent in a header, and cut out of every mes
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -138,14 +139,13 @@ class Server:
         return answer
 
     def _read(self, response: httpx.Response) -> Json:
-        status = response.status_code
+        status, told = response.status_code, str(response.status_code)
         if status < 400:
-            try:
-                answer: Json = orjson.loads(response.content)
-            except orjson.JSONDecodeError as error:
-                raise _Broken(f"answered no JSON: {response.text[:200]!r}") from error
-            return answer
-        message = redacted(f"the server answers {status}: {error_message(response)}", self._key)
+            answer = self._answer(response)
+            if answer.get("choices") or not answer.get("error"):
+                return answer
+            status, told = _error_status(answer["error"]), f"{status} with an error"
+        message = redacted(f"the server answers {told}: {error_message(response)}", self._key)
         wait = _retry_after(response)
         if status in (408, 409, 425, 429, 503) and "insufficient_quota" not in response.text:
             raise _Busy(message, wait)
@@ -153,9 +153,23 @@ class Server:
             raise _Unreachable(message, wait)
         if status >= 500:
             raise _Broken(message, wait)
-        if status in (401, 402, 403, 404, 429):
+        # A gateway may forbid one request for what it says; a wrong key or model lets none through.
+        if status in (401, 402, 429) or (status in (403, 404) and not self._answered_at):
             raise EngineDeadError(f"{self.url}{_hint(status)}: {message}")
         raise Refused(status, message)
+
+    def _answer(self, response: httpx.Response) -> Json:
+        """A completion, or an error that came with a status of success. Raises _Broken for anything else."""
+        try:
+            answer = _decoded(response.content)
+        except (ValueError, RecursionError) as error:
+            raise self._broken("no JSON", response) from error
+        if not isinstance(answer, dict) or not _well_formed(answer):
+            raise self._broken("no completion", response)
+        return answer
+
+    def _broken(self, what: str, response: httpx.Response) -> _Broken:
+        return _Broken(redacted(f"answered {what}: {response.text[:200]!r}", self._key))
 
     def _hopeless(self) -> Callable[[RetryCallState], bool]:
         """When to stop trying one request. What others were answered before it first failed proves nothing."""
@@ -206,6 +220,31 @@ def redacted(message: str, key: str | None) -> str:
 
 
 _JSON = {"Content-Type": "application/json"}
+
+
+def _decoded(content: bytes) -> Any:
+    """JSON, and what servers take for it: behind a BOM, with NaN (read as null) or half a surrogate pair (as `?`).
+
+    Rows are strict JSON, so none of these may reach them.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        lenient = json.loads(content.decode("utf-8-sig"), parse_constant=lambda _: None)
+        return orjson.loads(json.dumps(lenient, ensure_ascii=False).encode(errors="replace"))
+
+
+def _well_formed(answer: Json) -> bool:
+    if "choices" not in answer:
+        return bool(answer.get("error"))
+    choices = answer["choices"] or []
+    return isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
+
+
+def _error_status(error: Any) -> int:
+    """The HTTP status that an error in a body names as its code; 500 where it names none."""
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else 500
 
 
 def _failure(state: RetryCallState) -> _Failed:
