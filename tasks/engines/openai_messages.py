@@ -7,6 +7,7 @@ server needs no access to the dataset's files.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import PromptConfig
 from tasks.prompts.conversation import Conversation, Message, text_of, text_turns
-from tasks.prompts.media import Content, MediaReader, describe
+from tasks.prompts.media import MAX_PIXELS, Content, MediaReader, describe
 from tasks.prompts.placement import MediaItem, place_media
 from tasks.records import Json, RecordError
 
@@ -73,22 +74,28 @@ class MessageWriter:
 
     def _image(self, item: MediaItem, where: str) -> str:
         content = self._reader.find(item.source, "image", where)
-        image = self._reader.image(content, describe(item.source), where)
-        size = self._size(image, item.options)
+        image = _upright(self._reader.image(content, describe(item.source), where))
+        size = self._size(image, item.options, where)
         data = content if isinstance(content, bytes) else content.read_bytes()
         kind = _media_type(data)
         if size != image.size or kind is None:
             kind, data = "image/png", _png(image.resize(size) if size != image.size else image)
         return _uri(kind, data)
 
-    def _size(self, image: Image.Image, options: Json) -> tuple[int, int]:
+    def _size(self, image: Image.Image, options: Json, where: str) -> tuple[int, int]:
         """Within min_pixels and max_pixels, in the same shape; the server's own processor rounds it to its patches."""
         if "resized_width" in options and "resized_height" in options:
-            return int(options["resized_width"]), int(options["resized_height"])
+            width, height = options["resized_width"], options["resized_height"]
+            if not (min(width, height) >= 1 and width * height <= MAX_PIXELS):
+                raise _no_size("resized_width and resized_height", f"{width} x {height}", where)
+            return int(width), int(height)
         pixels = image.width * image.height
         most = options.get("max_pixels", self._config.max_pixels) or math.inf
         least = options.get("min_pixels", self._config.min_pixels) or 0
-        factor = math.sqrt(min(most, max(least, pixels)) / pixels)
+        wanted = min(most, max(least, pixels))
+        if not wanted <= MAX_PIXELS:
+            raise _no_size("min_pixels", f"{least}", where)
+        factor = math.sqrt(wanted / pixels)
         if factor == 1.0:
             return image.size
         round_ = math.floor if factor < 1 else math.ceil
@@ -101,7 +108,8 @@ class MessageWriter:
         if isinstance(item.source, list):
             frames = [self._reader.find(frame, "image", where) for frame in item.source]
             images = [self._reader.image(c, describe(s), where) for c, s in zip(frames, item.source, strict=True)]
-            return "data:video/jpeg;base64," + ",".join(base64.b64encode(_jpeg(image)).decode() for image in images)
+            encoded = (base64.b64encode(_jpeg(_upright(image))).decode() for image in images)
+            return "data:video/jpeg;base64," + ",".join(encoded)
         return _uri("video/mp4", _bytes(self._reader.find(item.source, "video", where)))
 
 
@@ -152,6 +160,20 @@ def _media_type(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says, which is lost when it is encoded anew."""
+    from PIL import ImageOps
+
+    with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _no_size(option: str, value: str, where: str) -> RecordError:
+    message = f"{where}: {option} of the image must make 1 to {MAX_PIXELS} pixels, got {value}"
+    return RecordError("malformed_record", message)
 
 
 def _png(image: Image.Image) -> bytes:

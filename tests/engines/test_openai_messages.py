@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tasks.config import PromptConfig
 from tasks.engines.openai_messages import Messages, MessageWriter
@@ -93,6 +93,56 @@ def test_forms_that_few_servers_read_are_sent_as_png(form: str, mode: str) -> No
     uri = f"data:image/x;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     image = image_of(write(prompt="?", images=[uri]).turns[0]["content"][0])
     assert (image.format, image.size) == ("PNG", (60, 40))
+
+
+def _photo(exif: bytes) -> str:
+    """40 x 20 as stored, red at its left."""
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (0, 0, 20, 20))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif, quality=95)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\x00\x00no TIFF at all"])
+def test_a_photo_is_sent_upright_however_it_is_encoded(exif: bytes) -> None:
+    quarter = _photo(_turned(6))  # to be turned clockwise: red at the top
+    as_it_is = write(prompt="?", images=[quarter]).turns[0]["content"][0]
+    assert as_it_is["image_url"]["url"] == quarter  # its EXIF with it
+    small = image_of(write(PromptConfig(max_pixels=200), prompt="?", images=[quarter]).turns[0]["content"][0])
+    frame = write(prompt="<video>?", videos=[[quarter]]).turns[0]["content"][0]["video_url"]["url"]
+    for image in (small, Image.open(io.BytesIO(base64.b64decode(frame.partition(",")[2])))):
+        assert image.height == 2 * image.width
+        red, _, blue = image.convert("RGB").getpixel((image.width // 2, 1))
+        assert red > 200 > 50 > blue
+    plain = write(PromptConfig(max_pixels=200), prompt="?", images=[_photo(exif)]).turns[0]["content"][0]
+    assert image_of(plain).size == (20, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "named"),
+    [
+        ({}, {"resized_height": 0, "resized_width": 70}, "resized_width and resized_height"),
+        ({}, {"resized_height": 1_000_000, "resized_width": 1_000_000}, "resized_width and resized_height"),
+        ({}, {"resized_height": float("nan"), "resized_width": 70}, "resized_width and resized_height"),
+        ({}, {"min_pixels": 10**12}, "min_pixels"),
+        ({}, {"min_pixels": float("inf")}, "min_pixels"),
+        ({"min_pixels": 10**12}, {}, "min_pixels"),
+    ],
+)
+def test_a_size_that_no_image_can_have_is_the_records_error(
+    settings: dict[str, int], options: dict[str, float], named: str
+) -> None:
+    part = {"type": "image", "image": "coffee.png", **options}
+    with pytest.raises(RecordError, match=f"line 1: {named} of the image") as raised:
+        write(PromptConfig(**settings), messages=[user([part])])
+    assert raised.value.kind == "malformed_record"
 
 
 def test_frames_are_a_video() -> None:
