@@ -27,7 +27,8 @@ PIXELS = 192
 """Longest side of a thumbnail: some 5 kB as WebP."""
 
 MOST_BYTES = 3 << 19
-_MEDIA_START = "<|vision_start|>"
+_MEDIA_MARKS = ("<|vision_start|>", "<image>")
+"""What stands in a prompt for an image: of the vision format, and where a server was asked."""
 
 
 def thumbnails(samples: Sequence[Shown], dataset: DatasetManifest, config: GenerateConfig) -> dict[int, list[str]]:
@@ -35,7 +36,7 @@ def thumbnails(samples: Sequence[Shown], dataset: DatasetManifest, config: Gener
 
     An image that is gone or broken by now is left out; media that records name by URL are not fetched again.
     """
-    with_media = sorted({sample.index for sample in samples if _MEDIA_START in sample.fields.get("prompt", "")})
+    with_media = sorted({sample.index for sample in samples if _names_media(sample.fields.get("prompt", ""))})
     wanted = with_media[:: max(1, -(-len(with_media) // MOST_RECORDS))]
     reader = _reader(dataset, config)
     made = {
@@ -46,6 +47,10 @@ def thumbnails(samples: Sequence[Shown], dataset: DatasetManifest, config: Gener
     while sum(len(uri) for uris in made.values() for uri in uris) > MOST_BYTES:
         made = dict(list(made.items())[1::2])
     return made
+
+
+def _names_media(prompt: str) -> bool:
+    return any(mark in prompt for mark in _MEDIA_MARKS)
 
 
 def _records(dataset: DatasetManifest, wanted: Sequence[int]) -> Iterator[Record]:

@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from tasks.config import DatasetConfig, GenerateConfig
-from tasks.records import DatasetManifest, Json
+from tasks.dataset import read_shard
+from tasks.engines.openai_messages import MessageWriter
+from tasks.prompts.conversation import read_conversation
+from tasks.records import DatasetManifest, Json, Record
 from tasks.report import thumbnails as module
 from tasks.report.samples import Shown
 from tasks.report.thumbnails import PIXELS
@@ -44,6 +47,16 @@ def test_images_are_made_small_once_a_record(tmp_path: Path) -> None:
     assert list(images) == [3]
     sizes = [_decoded(uri).size for uri in images[3]]
     assert sizes == [(PIXELS, PIXELS // 2), (9, 9)]
+
+
+def test_images_that_a_server_was_asked_about_are_shown(tmp_path: Path) -> None:
+    record: Json = {"prompt": "what is it?", "images": [_image(tmp_path, "a.png")]}
+    dataset, config = _dataset(tmp_path, [record])
+    (read,) = read_shard(dataset.shards[0])
+    assert isinstance(read, Record)
+    conversation = read_conversation(read, config.dataset, config.prompt)
+    prompt = MessageWriter(config.prompt, [str(tmp_path)]).write(conversation).text
+    assert len(module.thumbnails([_shown(0, prompt)], dataset, config)[0]) == 1
 
 
 def test_typed_parts_and_data_uris_are_found(tmp_path: Path) -> None:
