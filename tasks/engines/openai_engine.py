@@ -23,7 +23,7 @@ from tasks.engines.served_model import list_models
 from tasks.engines.vllm_args import SAMPLING_SAME_NAME
 from tasks.prompts.base import Completion, Parsed, Prompt
 from tasks.prompts.chat import parse_thinking, raw_text
-from tasks.prompts.conversation import Conversation
+from tasks.prompts.conversation import Conversation, tools_of
 from tasks.records import Json, RecordError
 
 MOST_IN_FLIGHT = 512
@@ -96,8 +96,7 @@ class OpenAIEngine:
             return Prepared(text=text, payload=_Payload(conversation.where, {"prompt": text}))
         messages = self._writer.write(conversation)
         request: Json = {"messages": _as_json(messages.turns, conversation.where)}
-        tools = conversation.fields.get("tools")
-        if isinstance(tools, list) and tools:
+        if tools := tools_of(conversation):
             request["tools"] = [_tool(tool) for tool in tools]
         if self._is_vllm and (messages.frames > FRAMES_TAKEN or (self._fps and messages.has_video)):
             # vLLM wants to be started with --trust-request-mm-kwargs for it, and says so.

@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config import GenerateConfig
 from tasks.dataset import read_shard
 from tasks.errors import RunError
+from tasks.inputs.roots import dataset_roots
 from tasks.prompts.conversation import read_conversation
 from tasks.prompts.media import MediaReader
 from tasks.prompts.placement import place_media
 from tasks.records import DatasetManifest, Record, RecordError, Shard
 from tasks.report.samples import Shown
-from tasks.storage import is_remote
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,7 +73,7 @@ def _records_of(shard: Shard, places: set[int]) -> Iterator[Record]:
 
 
 def _reader(dataset: DatasetManifest, config: GenerateConfig) -> MediaReader:
-    roots = sorted({file.rpartition("/")[0] if is_remote(file) else str(Path(file).parent) for file in dataset.files})
+    roots = dataset_roots(config.dataset.path, dataset.files)
     return MediaReader(roots, config.prompt.media_roots, allow_remote=False)
 
 
