@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import PromptConfig
 from tasks.prompts.conversation import Conversation, Message, text_of, text_turns
-from tasks.prompts.media import MAX_PIXELS, Content, MediaReader, describe
-from tasks.prompts.placement import MediaItem, place_media
+from tasks.prompts.media import Content, MediaReader, describe
+from tasks.prompts.placement import MAX_PIXELS, MediaItem, place_media
 from tasks.records import Json, RecordError
 
 if TYPE_CHECKING:
@@ -85,16 +85,13 @@ class MessageWriter:
     def _size(self, image: Image.Image, options: Json, where: str) -> tuple[int, int]:
         """Within min_pixels and max_pixels, in the same shape; the server's own processor rounds it to its patches."""
         if "resized_width" in options and "resized_height" in options:
-            width, height = options["resized_width"], options["resized_height"]
-            if not (min(width, height) >= 1 and width * height <= MAX_PIXELS):
-                raise _no_size("resized_width and resized_height", f"{width} x {height}", where)
-            return int(width), int(height)
+            return int(options["resized_width"]), int(options["resized_height"])
         pixels = image.width * image.height
         most = options.get("max_pixels", self._config.max_pixels) or math.inf
         least = options.get("min_pixels", self._config.min_pixels) or 0
         wanted = min(most, max(least, pixels))
-        if not wanted <= MAX_PIXELS:
-            raise _no_size("min_pixels", f"{least}", where)
+        if wanted > MAX_PIXELS:
+            raise RecordError("malformed_record", f"{where}: prompt.min_pixels is more than {MAX_PIXELS:,}")
         factor = math.sqrt(wanted / pixels)
         if factor == 1.0:
             return image.size
@@ -169,11 +166,6 @@ def _upright(image: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
         ImageOps.exif_transpose(image, in_place=True)
     return image
-
-
-def _no_size(option: str, value: str, where: str) -> RecordError:
-    message = f"{where}: {option} of the image must make 1 to {MAX_PIXELS} pixels, got {value}"
-    return RecordError("malformed_record", message)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -128,19 +128,19 @@ def test_a_photo_is_sent_upright_however_it_is_encoded(exif: bytes) -> None:
 @pytest.mark.parametrize(
     ("settings", "options", "named"),
     [
-        ({}, {"resized_height": 0, "resized_width": 70}, "resized_width and resized_height"),
-        ({}, {"resized_height": 1_000_000, "resized_width": 1_000_000}, "resized_width and resized_height"),
-        ({}, {"resized_height": float("nan"), "resized_width": 70}, "resized_width and resized_height"),
-        ({}, {"min_pixels": 10**12}, "min_pixels"),
-        ({}, {"min_pixels": float("inf")}, "min_pixels"),
-        ({"min_pixels": 10**12}, {}, "min_pixels"),
+        ({}, {"resized_height": 0, "resized_width": 70}, "'resized_height'"),
+        ({}, {"resized_height": 1_000_000, "resized_width": 1_000_000}, "the image would be resized"),
+        ({}, {"resized_height": float("nan"), "resized_width": 70}, "'resized_height'"),
+        ({}, {"min_pixels": 10**12}, "'min_pixels'"),
+        ({}, {"min_pixels": float("inf")}, "'min_pixels'"),
+        ({"min_pixels": 10**12}, {}, "prompt.min_pixels"),
     ],
 )
 def test_a_size_that_no_image_can_have_is_the_records_error(
     settings: dict[str, int], options: dict[str, float], named: str
 ) -> None:
     part = {"type": "image", "image": "coffee.png", **options}
-    with pytest.raises(RecordError, match=f"line 1: {named} of the image") as raised:
+    with pytest.raises(RecordError, match=f"line 1: {named}") as raised:
         write(PromptConfig(**settings), messages=[user([part])])
     assert raised.value.kind == "malformed_record"
 
