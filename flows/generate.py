@@ -166,7 +166,7 @@ def _split(config: GenerateConfig, storage: Storage) -> DatasetManifest:
     known, name = None, PLAN.format(n=config.sampling.n)
     with contextlib.suppress(FileNotFoundError, ValidationError):
         known = ShardPlan.model_validate_json(storage.read(name))
-    dataset = told(split_dataset)(config.dataset, config.sampling.n, known, needed_columns(config))
+    dataset = told(split_dataset)(config.dataset, config.sampling.n, known, needed_columns(config), config.output.path)
     if dataset.plan != known:
         write(storage, name, dataset.plan.model_dump_json().encode())
     log.info("dataset: %d records in %d shards of %d", dataset.records, len(dataset.shards), dataset.plan.last_size)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from tasks.config import GenerateConfig
 from tasks.errors import RunError
 from tasks.inputs.listing import list_inputs
+from tasks.inputs.results import others_files
 from tasks.s3_access import open_s3, s3_errors
 from tasks.s3_patience import quick_filesystem
 from tasks.storage import open_range
@@ -18,7 +19,8 @@ from tasks.storage import open_range
 
 def require_access(config: GenerateConfig) -> None:
     """Raises RunError for a dataset that is not there or may not be read, for a bucket, credentials or rights of any of
-    the three places that are missing or wrong, and for an S3 that does not answer."""
+    the three places that are missing or wrong, for an S3 that does not answer, and for an output folder with files in
+    it that the run would write over and no run made."""
     try:
         _require(config)
     except ConnectionError as error:
@@ -28,7 +30,8 @@ def require_access(config: GenerateConfig) -> None:
 def _require(config: GenerateConfig) -> None:
     if _is_s3(config.output.path):
         _require_output(config.output.path)
-    _require_dataset(config.dataset.path)
+    _require_dataset(config.dataset.path, config.output.path)
+    _require_no_others(config.output.path)
     if _is_s3(config.model.source):
         _require_model(config.model.source)
 
@@ -51,16 +54,24 @@ def _require_output(path: str) -> None:
             request()
 
 
-def _require_dataset(path: str) -> None:
+def _require_no_others(path: str) -> None:
+    if found := others_files(path):
+        raise RunError(
+            f"output.path: {path} holds {', '.join(found)}, which no run made there: choose another folder, or move "
+            "what it holds"
+        )
+
+
+def _require_dataset(path: str, output: str) -> None:
     if not _is_s3(path):
-        first = list_inputs(path)[0]
+        first = list_inputs(path, output)[0]
         try:
             next(open_range(first, 0, 1), b"")
         except PermissionError as error:
             raise RunError(f"dataset.path: {first} may not be read: {error}") from error
         return
     open_s3(path.split("*", 1)[0], "dataset.path")
-    first = list_inputs(path)[0]
+    first = list_inputs(path, output)[0]
     with s3_errors(first, "dataset.path"):
         next(open_range(first, 0, 1), b"")
 

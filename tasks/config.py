@@ -91,7 +91,8 @@ class DatasetConfig(Section):
     """The input dataset, and which fields of a record mean what."""
 
     path: Place
-    """File, glob or folder; local, s3:// or hf://datasets/…; .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .csv."""
+    """File, glob or folder; local, s3:// or hf://datasets/…; .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .csv.
+    What lies in an output.path inside it is no input."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many records."""
     messages_field: str = "messages"
@@ -403,7 +404,8 @@ class OutputConfig(Section):
     """Where the dataset goes, and in what form."""
 
     path: Place
-    """Folder; local or s3://. A rerun with the same folder does only what is missing."""
+    """Folder; local or s3://. A rerun with the same folder does only what is missing. One that holds the dataset's own
+    data.jsonl (.jsonl.zst, .parquet), or one that no run made, is refused."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """Of the merged files: `data.jsonl` or `data.parquet`. Changing it generates nothing again."""
     compression: Literal["zst"] | None = None

@@ -30,20 +30,31 @@ EXACT_BYTES = 64 << 20
     **retried(3, 2.0),
 )
 def split_dataset(
-    dataset: DatasetConfig, n: int, known: ShardPlan | None = None, columns: Columns = None
+    dataset: DatasetConfig,
+    n: int,
+    known: ShardPlan | None = None,
+    columns: Columns = None,
+    output_path: str | None = None,
 ) -> DatasetManifest:
     """See `split`."""
-    return split(dataset, n, known, columns)
+    return split(dataset, n, known, columns, output_path)
 
 
-def split(dataset: DatasetConfig, n: int, known: ShardPlan | None = None, columns: Columns = None) -> DatasetManifest:
+def split(
+    dataset: DatasetConfig,
+    n: int,
+    known: ShardPlan | None = None,
+    columns: Columns = None,
+    output_path: str | None = None,
+) -> DatasetManifest:
     """The dataset's files, and its records as shards.
 
     `n` is the samples a record; `known` the plan of an earlier run of the same output and n, whose shards stay what
-    they are; `columns` those of Parquet files that the run needs (None: all). With `dataset.limit`, bytes and hash
-    cover what was used only. Raises RunError where there is no file or no record.
+    they are; `columns` those of Parquet files that the run needs (None: all); `output_path` the run's folder, whose
+    results are no input. With `dataset.limit`, bytes and hash cover what was used only. Raises RunError where there is
+    no file or no record.
     """
-    files = list_inputs(dataset.path)
+    files = list_inputs(dataset.path, output_path)
     if dataset.shard_size is not None:
         return _split(dataset, files, one_size(dataset.shard_size), columns)
     plan = plan_shards(_expected_records(dataset, files), n, known)

@@ -6,13 +6,14 @@ import os
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 import s3fs
 from pydantic import ValidationError
 
 from flows.command_line import wrong_fields
 from tasks.access import require_access
-from tasks.config import GenerateConfig
+from tasks.config import GenerateConfig, OutputConfig
 from tasks.errors import RunError
 from tests.seaweed import Seaweed, seaweed
 
@@ -121,6 +122,32 @@ def test_a_store_that_does_not_answer(tmp_path: Path, seaweed: Seaweed, monkeypa
     with pytest.raises(RunError, match=r"output\.path: S3 cannot be reached for s3://access.*AWS_ENDPOINT"):
         require_access(config(tmp_path, "output"))
     assert time.monotonic() - began < 60  # and not after the minutes that a run waits for a store
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.zst", "data.parquet", "errors.jsonl", "errors.parquet"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_files_that_no_run_made_are_not_written_over(name: str, remote: bool, tmp_path: Path, seaweed: Seaweed) -> None:
+    folder = f"access/{tmp_path.name}" if remote else str(tmp_path / "out")
+    where = f"s3://{folder}" if remote else folder
+    fs = seaweed.filesystem() if remote else fsspec.filesystem("file", auto_mkdir=True)
+    for held in (name, "shards/en/0.jsonl", "data.csv", "database.jsonl"):
+        fs.pipe_file(f"{folder}/{held}", b"mine")
+    refused(config(tmp_path, "output", where), "output.path", f"holds {name}, which no run made there: choose another")
+    for ours in ("manifest.json", "shards/plan-n4.json", "shards/0123456789abcdef/00000.jsonl"):
+        fs.pipe_file(f"{folder}/{ours}", b"{}")
+        require_access(config(tmp_path, "output", where))
+        fs.rm_file(f"{folder}/{ours}")
+    assert fs.cat_file(f"{folder}/{name}") == b"mine"
+    fs.rm(folder, recursive=True)
+
+
+def test_the_datasets_own_file_is_not_written_over(tmp_path: Path, seaweed: Seaweed) -> None:
+    own = "holds the dataset's own file .*/data.jsonl: choose another folder"
+    refused(config(tmp_path, "output", str(tmp_path)), "output.path", own)
+    given = config(tmp_path, "dataset", "s3://access/data.jsonl")
+    both = given.model_copy(update={"output": OutputConfig(path="s3://access")})
+    refused(both, "output.path", own)
+    assert seaweed.filesystem().cat_file("access/data.jsonl") == b'{"prompt": "a"}\n'
 
 
 def test_credentials_in_a_path_are_refused_and_not_shown(tmp_path: Path) -> None:

@@ -44,6 +44,23 @@ def test_every_format_as_file_glob_and_folder(seaweed: Seaweed, bucket: str, tmp
     assert list_inputs(f"{bucket}/*/data.jsonl*") == [name for name in names if ".jsonl" in name]
 
 
+def test_results_are_no_input(seaweed: Seaweed, bucket: str) -> None:
+    fs = seaweed.filesystem()
+    for name in ("a.jsonl", "set/train.jsonl"):
+        fs.pipe_file(f"inputs/{name}", b'{"prompt": "a"}\n')
+    results = ("data.jsonl", "shards/plan-n1.json", "shards/0123456789abcdef/00000.jsonl")
+    for folder in ("out", "set"):
+        for name in results:
+            fs.pipe_file(f"inputs/{folder}/{name}", b"{}\n")
+    assert list_inputs(bucket, f"{bucket}/out") == [f"{bucket}/a.jsonl", *list_inputs(f"{bucket}/set")]
+    assert list_inputs(f"{bucket}/*/*.jsonl", f"{bucket}/out/") == list_inputs(f"{bucket}/set/*.jsonl")
+    assert list_inputs(f"{bucket}/set", f"{bucket}/set") == [f"{bucket}/set/train.jsonl"]
+    with pytest.raises(
+        RunError, match=r"^output\.path: s3://inputs/set holds the dataset's own file s3://inputs/set/d"
+    ):
+        list_inputs(f"{bucket}/set/data.jsonl", f"{bucket}/set")
+
+
 def test_an_object_that_is_replaced_or_removed_is_noticed(seaweed: Seaweed, bucket: str, tmp_path: Path) -> None:
     for suffix in SUFFIXES:
         name = f"data{suffix}"
