@@ -15,7 +15,7 @@ from typing import Any
 from tasks.errors import InputChanged, RunError
 from tasks.inputs.idle import IdleReaders
 from tasks.inputs.line import Line
-from tasks.inputs.parquet_values import plain_values
+from tasks.inputs.parquet_values import in_microseconds, plain_values
 from tasks.inputs.rows import content_of
 from tasks.inputs.shards import ShardCutter
 from tasks.records import FilePart, Json
@@ -24,6 +24,9 @@ from tasks.storage import COPY_BYTES, open_input
 BUFFER_BYTES = 1 << 20
 MOST_BATCH_ROWS = 1024
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+
+_UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, NotImplementedError)
+"""What Arrow raises for values that Python has none for: a date beyond year 9999, an unknown time zone."""
 
 Columns = tuple[str, ...] | None
 
@@ -45,8 +48,8 @@ def scan_parquet(path: str, cutter: ShardCutter, columns: Columns) -> int:
         if not cut_short:
             _hash_file(path, cutter)
         cutter.start_file(path)
-        for fields in rows.read(rows.count):
-            content = content_of(fields) + b"\n"
+        for _, content in rows.read(rows.count):
+            content += b"\n"
             cutter.add(content, 1)
             if cut_short:
                 cutter.hash_input(content)
@@ -63,8 +66,7 @@ def read_parquet(part: FilePart, columns: Columns, digest: Any) -> Iterator[Line
     try:
         with _idle.lend(part.path, part.start, lambda: _Rows(part.path, columns), columns) as rows:
             rows.skip_to(part.start)
-            for fields in rows.read(part.end):
-                content = content_of(fields)
+            for fields, content in rows.read(part.end):
                 digest.update(content + b"\n")
                 yield Line(f"{part.path} row {rows.position}", content, fields)
             short = rows.position < part.end
@@ -88,6 +90,7 @@ class _Rows:
         with self._damage():
             # Buffered: a column of a row group may be gigabytes of images.
             self._file = pq.ParquetFile(self._input, buffer_size=BUFFER_BYTES)
+        self._require_distinct(self._file.schema_arrow.names)
         metadata = self._file.metadata
         self.count: int = metadata.num_rows
         self._groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
@@ -106,18 +109,47 @@ class _Rows:
         while self.position < position and self._fill():
             self._take(position - self.position)
 
-    def read(self, end: int) -> Iterator[Json]:
-        """The rows up to this one (exclusive), as far as there are any."""
+    def read(self, end: int) -> Iterator[tuple[Json, bytes]]:
+        """The rows up to this one (exclusive), as far as there are any, each with what it is known by."""
         while self.position < end and self._fill():
-            with self._damage():
-                rows = self._batch.slice(0, end - self.position).to_pylist(maps_as_pydicts="lossy")
-            for row in rows:
+            for row in self._values(self._batch.slice(0, end - self.position)):
                 self._take(1)
-                yield self._plain(row)
+                fields = self._plain(row)
+                yield fields, self._content(fields)
 
     def close(self) -> None:
         self._file.close()
         self._input.close()
+
+    def _values(self, batch: Any) -> list[Json]:
+        try:
+            return in_microseconds(batch).to_pylist(maps_as_pydicts="lossy")  # type: ignore[no-any-return]
+        except _UNREADABLE:
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    in_microseconds(type(batch).from_arrays([column], [name])).to_pylist(maps_as_pydicts="lossy")
+                except _UNREADABLE as error:
+                    raise self._unusable(name, error) from error
+            raise
+
+    def _content(self, fields: Json) -> bytes:
+        try:
+            return content_of(fields)
+        except TypeError:
+            for name, value in fields.items():
+                try:
+                    content_of({name: value})
+                except TypeError as error:
+                    raise self._unusable(name, error) from error
+            raise
+
+    def _unusable(self, column: str, error: Exception) -> RunError:
+        return RunError(f"dataset.path: {self._path}: column '{column}' holds what cannot be used: {error}")
+
+    def _require_distinct(self, names: list[str]) -> None:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise RunError(f"dataset.path: {self._path}: two columns are named '{twice[0]}'; rename one")
 
     def _start_group(self, group: int) -> None:
         row_bytes = self._groups[group].total_byte_size // max(self._groups[group].num_rows, 1)
