@@ -7,6 +7,7 @@ requests enter while the last ones of this shard drain, so the engine is never s
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from tasks.answers import extract_answer
 from tasks.config import GenerateConfig
@@ -342,13 +344,13 @@ class Feeder:
 
     def _sample_row(self, ready: _Ready, sample_id: int, generated: Generated, began: float) -> Row:
         record, conversation, parsed = ready.owed.record, ready.conversation, generated.parsed
-        keep = {name: conversation.fields.get(name) for name in self._config.output.keep_fields}
+        keep = {name: _as_json(conversation.fields.get(name)) for name in self._config.output.keep_fields}
         sample = Sample(
             original_index=record.original_index,
             sample_id=sample_id,
-            id=conversation.id,
+            id=_as_json(conversation.id),
             prompt=ready.prepared.text,
-            label=conversation.label,
+            label=_as_json(conversation.label),
             predict=parsed.predict,
             reasoning=parsed.reasoning,
             answer=extract_answer(parsed.predict, self._config.validation, parsed.finish_reason),
@@ -362,6 +364,15 @@ class Feeder:
 
 def _internal(owed: Owed, error: Exception) -> RecordError:
     return RecordError("internal_error", f"{owed.record.where}: {type(error).__name__}: {error}")
+
+
+def _as_json(value: Any) -> Any:
+    """Bytes, which Parquet may hold, as base64."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {name: _as_json(item) for name, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list) else value
 
 
 def record_seed(seed: int | None, original_index: int) -> int | None:
@@ -388,6 +399,13 @@ def _own_max_tokens(fields: Json, name: str | None, where: str) -> int | None:
     if name is None or fields.get(name) is None:
         return None
     value = fields[name]
+    if isinstance(value, str):
+        text = value.strip()
+        value = (int(text) if text.isdecimal() and len(text) < 19 else value) if text else None
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RecordError("malformed_record", f"{where}: '{name}' must be a whole number above 0, got {value!r}")
     return value

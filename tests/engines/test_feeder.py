@@ -1,16 +1,18 @@
-"""The order in which records enter the engine, and what is left of those that it is stopped amid."""
+"""The order in which records enter the engine, what they tell it, what of them is written, and what a stop leaves."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from tasks.config import GenerateConfig
-from tasks.engines.base import Ask, EngineDeadError, EngineStats, Generated, Prepared
-from tasks.engines.feeder import Feeder, longest_first
+from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
+from tasks.engines.feeder import Feeder, _own_max_tokens, longest_first
 from tasks.engines.shard_work import Owed
 from tasks.prompts.base import Parsed
 from tasks.prompts.conversation import Conversation, text_of
@@ -18,6 +20,8 @@ from tasks.records import BadRecord, Json, Record, RecordError
 from tasks.shard_store import ShardStore
 from tasks.split_dataset import split
 from tasks.storage import open_storage
+from tests.fake_engine import FakeEngine
+from tests.inputs.tables import write_table
 
 
 def test_where_records_tell_their_length_the_longest_go_first() -> None:
@@ -83,3 +87,40 @@ def test_what_a_shutdown_breaks_off_is_owed_and_no_error_row(tmp_path: Path, pro
     asyncio.run(run())
     assert [(row.place, row.is_error) for row in store.chunk_rows(shard)] == [((0, 0), False)]
     assert [event["record"] for event in events if event["event"] == "end"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(8, 8), ("8", 8), (" 8 ", 8), (8.0, 8), ("", None), (" ", None), (None, None)]
+)
+def test_a_records_own_max_tokens(value: Any, expected: int | None) -> None:
+    assert _own_max_tokens({"max": value}, "max", "line 1") == expected
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 8.5, float("inf"), "x", "8.0", "-8", "0", "9" * 5000, [8]])
+def test_max_tokens_that_are_no_whole_number(value: Any) -> None:
+    with pytest.raises(RecordError, match="line 1: 'max' must be a whole number above 0, got"):
+        _own_max_tokens({"max": value}, "max", "line 1")
+
+
+def test_bytes_of_a_record_are_written_as_base64(tmp_path: Path) -> None:
+    image = {"bytes": b"\x89PNG\xff", "path": "a.png"}
+    path = write_table(tmp_path / "data.parquet", [{"prompt": "a", "id": b"1", "label": b"yes", "pictures": [image]}])
+    sections = {"model": {"source": "m"}, "dataset": {"path": str(path)}}
+    output = {"path": str(tmp_path / "out"), "keep_fields": ["pictures"]}
+    (row,) = asyncio.run(rows_of(GenerateConfig.model_validate(sections | {"output": output})))
+    written = image | {"bytes": base64.b64encode(b"\x89PNG\xff").decode()}
+    assert (row["id"], row["label"], row["pictures"]) == ("MQ==", "eWVz", [written])
+
+
+async def rows_of(config: GenerateConfig) -> list[Json]:
+    """What a feeder makes of the first shard."""
+    (shard,) = split(config.dataset, 1).shards
+    store, done = ShardStore(open_storage(config.output.path), "key"), asyncio.Event()
+    engine = FakeEngine(EngineSpec(number=0, config=config, model_path="", key=store.key))
+    feeder = Feeder(engine, "engine", config, store, lambda event: done.set() if "manifest" in event else None)
+    feeder.add(shard)
+    running = asyncio.create_task(feeder.run())
+    await asyncio.wait_for(done.wait(), 30)
+    running.cancel()
+    content = store.storage.read(f"{store.folder}/{shard.name}.jsonl")
+    return [orjson.loads(line) for line in content.splitlines()]
