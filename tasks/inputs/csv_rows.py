@@ -1,4 +1,5 @@
-"""CSV with a header: byte ranges that end between records, quoted newlines and all. Each field is text."""
+"""CSV with a header: byte ranges that end between records, quoted newlines and all. Each field is text,
+and None where it is empty."""
 
 from __future__ import annotations
 
@@ -94,14 +95,15 @@ class _Table:
             yield self._row(where, cells)
 
     def _row(self, where: str, cells: list[str]) -> Line | None:
-        if len(cells) <= 1 and not "".join(cells).strip():
-            return None
         raw = b"".join(self._taken)
+        if not raw.strip():
+            return None
         if len(cells) != len(self._names):
             return Line(where, raw, error=f"{len(cells)} fields where the header has {len(self._names)}")
         fields = dict(zip(self._names, cells, strict=True))
         try:
-            return Line(where, content_of(fields), fields)
+            # Known by its cells as they are written; an empty one is no label, image or conversation.
+            return Line(where, content_of(fields), {name: cell or None for name, cell in fields.items()})
         except TypeError:
             return Line(where, raw, error="not UTF-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def write(folder: Path, content: bytes) -> Path:
 def test_quoted_newlines_bom_crlf_and_blank_lines(tmp_path: Path, size: int) -> None:
     path = write(tmp_path, b'\xef\xbb\xbfid,prompt\r\n1,"a\nb, ""c"""\r\n\r\n2,d\r\n\n3,""')
     manifest = split_path(path, size)
-    prompts = ['a\nb, "c"', "d", ""]
+    prompts = ['a\nb, "c"', "d", None]
     assert fields_of(manifest) == [{"id": str(n), "prompt": prompt} for n, prompt in enumerate(prompts, 1)]
     assert manifest.blank_lines == 2
     assert [record.where for record in read_all(manifest)] == [f"{path} line {line}" for line in (2, 5, 7)]
@@ -75,3 +76,24 @@ def test_how_a_field_is_quoted_does_not_matter(tmp_path: Path) -> None:
     plain = split_path(write(tmp_path, b"id,prompt\n1,a\n"), 9).shards[0]
     quoted = split_path(write(tmp_path, b'"prompt","id"\r\n"a","1"\r\n'), 9).shards[0]
     assert quoted.sha256 == plain.sha256
+
+
+def test_an_empty_cell_is_no_value_and_changes_no_hash(tmp_path: Path) -> None:
+    path = write(tmp_path, b'prompt,label,images,messages\na,,"", \n,b,c,\n')
+    manifest = split_path(path)
+    assert fields_of(manifest) == [
+        {"prompt": "a", "label": None, "images": None, "messages": " "},
+        {"prompt": None, "label": "b", "images": "c", "messages": None},
+    ]
+    cells = (
+        b'{"images":"","label":"","messages":" ","prompt":"a"}\n{"images":"c","label":"b","messages":"","prompt":""}\n'
+    )
+    assert manifest.shards[0].sha256 == hashlib.sha256(cells).hexdigest()
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_a_quoted_empty_cell_of_a_single_column_is_a_record(tmp_path: Path, size: int) -> None:
+    path = write(tmp_path, b'prompt\nfirst\n""\n  \n\nthird\n')
+    manifest = split_path(path, size)
+    assert fields_of(manifest) == [{"prompt": "first"}, {"prompt": None}, {"prompt": "third"}]
+    assert manifest.blank_lines == 2
