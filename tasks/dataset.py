@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,9 @@ from tasks.inputs.line import Line
 from tasks.inputs.lines import BOM
 from tasks.inputs.listing import list_inputs
 from tasks.records import BadRecord, Record, RecordError, Shard
+
+LARGEST, LEAST = 2**64 - 1, -(2**63)
+"""Whole numbers that orjson reads and writes exactly."""
 
 __all__ = ["list_inputs", "read_shard", "verify_shard"]
 
@@ -88,4 +92,34 @@ def _parse(content: bytes) -> tuple[Any, str | None]:
         fields = orjson.loads(content.removeprefix(BOM))
     except orjson.JSONDecodeError as error:
         return None, f"not JSON: {error}"
-    return fields, None if isinstance(fields, dict) else f"must be a JSON object, got {type(fields).__name__}"
+    if not isinstance(fields, dict):
+        return None, f"must be a JSON object, got {type(fields).__name__}"
+    return _exact(content) if _has_huge(fields) else (fields, None)
+
+
+def _has_huge(fields: Any) -> bool:
+    """Whether there is a number that orjson may have rounded: a whole one over 64 bits becomes a float."""
+    left = [fields]
+    while left:
+        value = left.pop()
+        if isinstance(value, float):
+            if abs(value) >= -LEAST:
+                return True
+        elif isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    return False
+
+
+def _exact(content: bytes) -> tuple[Any, str | None]:
+    """The object with such whole numbers as text: an id or a label is no other one for being long."""
+    try:
+        return json.loads(content.removeprefix(BOM), parse_int=_whole), None
+    except RecursionError:
+        return None, "a whole number over 64 bits is nested too deep to be read"
+
+
+def _whole(digits: str) -> int | str:
+    fits = len(digits) <= len(str(LEAST)) and LEAST <= int(digits) <= LARGEST
+    return int(digits) if fits else digits

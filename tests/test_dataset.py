@@ -43,6 +43,73 @@ def test_a_file_a_glob_and_a_folder(tmp_path: Path) -> None:
     assert list_inputs(str(tmp_path / "**" / "*.jsonl")) == [str(tmp_path / name) for name in names]
 
 
+def place(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"prompt":"a"}\n')
+    return [str(folder / name) for name in names]
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (here,) = place(data, "z/here.jsonl")
+    place(tmp_path, "elsewhere/there.jsonl", "elsewhere/.hidden.jsonl")
+    (data / "again").symlink_to(data / "z")
+    (data / "linked").symlink_to(tmp_path / "elsewhere")
+    (data / "loop").symlink_to(data)
+    (data / "nowhere").symlink_to(data / "none")
+    (data / "itself").symlink_to(data / "itself")
+    assert list_inputs(str(data)) == [str(data / "linked/there.jsonl"), here]
+    found = list_inputs(str(data / "**" / "*.jsonl"))
+    assert [Path(name).name for name in found] == ["here.jsonl", "there.jsonl"]
+
+
+RESULTS = ("data.jsonl", "errors.jsonl", "shards/plan-n1.json", "shards/0123456789abcdef/00000.jsonl")
+
+
+@pytest.mark.parametrize("path", [".", "*.jsonl", "**/*.jsonl", "linked"])
+@pytest.mark.parametrize("name", ["out", "deep/er/out", "new"])
+def test_results_inside_the_dataset_are_no_input(tmp_path: Path, path: str, name: str) -> None:
+    data = tmp_path / "data"
+    mine = place(data, "a.jsonl", "outer.jsonl")
+    if name != "new":
+        place(data / name, *RESULTS, "of/another/run/data.jsonl")
+    (tmp_path / "linked").symlink_to(data)
+    dataset = tmp_path / path if path == "linked" else data / path
+    found = list_inputs(str(dataset), str(data / name))
+    assert [Path(file).name for file in found] == [Path(file).name for file in mine]
+    assert split(DatasetConfig(path=str(dataset)), 1, output_path=str(data / name)).records == 2
+
+
+def test_a_dataset_that_shares_its_folder_with_its_results(tmp_path: Path) -> None:
+    mine = place(tmp_path, "data.csv", "deep/data.jsonl", "train.jsonl")
+    assert list_inputs(str(tmp_path), str(tmp_path)) == mine
+    place(tmp_path, *RESULTS)
+    assert list_inputs(str(tmp_path), f"file://{tmp_path}/") == mine
+    assert list_inputs(str(tmp_path / "*.jsonl"), str(tmp_path)) == [str(tmp_path / "train.jsonl")]
+    assert list_inputs(str(tmp_path / "train.jsonl"), str(tmp_path)) == [str(tmp_path / "train.jsonl")]
+    with pytest.raises(RunError, match=r"^dataset\.path: .*: all that is there lies in output\.path"):
+        list_inputs(str(tmp_path / "data.js*"), str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["ds/data.jsonl", "ds", "ds/*.jsonl", "linked/data.jsonl", "link.jsonl"])
+def test_a_dataset_is_never_written_over(tmp_path: Path, path: str) -> None:
+    place(tmp_path / "ds", "data.jsonl", "train.jsonl")
+    (tmp_path / "linked").symlink_to(tmp_path / "ds")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "ds/data.jsonl")
+    message = r"^output\.path: .*/ds holds the dataset's own file .*\.jsonl: choose another folder$"
+    with pytest.raises(RunError, match=message):
+        list_inputs(str(tmp_path / path), str(tmp_path / "ds"))
+
+
+@pytest.mark.parametrize("path", ["data.jsonl", "shards", "shards/*/*.jsonl"])
+def test_results_alone_are_no_dataset_of_their_own_run(tmp_path: Path, path: str) -> None:
+    place(tmp_path, *RESULTS)
+    with pytest.raises(RunError, match="holds the dataset's own file"):
+        list_inputs(str(tmp_path / path), str(tmp_path))
+    assert list_inputs(str(tmp_path / path), str(tmp_path.parent / "another"))
+
+
 def test_relative_paths_become_absolute(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data.parent)
     assert list_inputs("data.jsonl") == [str(data)]
@@ -85,6 +152,28 @@ def test_a_line_that_is_no_object_is_a_bad_record(tmp_path: Path, line: bytes, m
     assert (bad.original_index, bad.where, bad.error.kind) == (1, f"{path} line 2", "malformed_record")
     assert bad.error.message.startswith(f"{path} {message}")
     assert (first.original_index, last.original_index) == (0, 2)
+
+
+def test_whole_numbers_over_64_bits_keep_their_digits(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    long = 340282366920938463463374607431768211455
+    path.write_text(
+        f'{{"id": {long}, "label": [{{"n": -{long}}}], "x": 1.5, "y": 1e30, "z": [18446744073709551615, -0]}}\n'
+        f'{{"id": -9223372036854775808, "note": "{long}", "x": 0.1234567890123456789}}\n'
+        f'{{"id": 18446744073709551616, "more": {"7" * 300}}}\n'
+    )
+    first, second, third = (record.fields for record in read_shard(shards_of(path, 3)[0]))
+    assert first == {"id": str(long), "label": [{"n": f"-{long}"}], "x": 1.5, "y": 1e30, "z": [2**64 - 1, 0]}
+    assert second == {"id": -(2**63), "note": str(long), "x": 0.1234567890123456789}
+    assert third == {"id": "18446744073709551616", "more": "7" * 300}
+
+
+def test_such_a_number_nested_too_deep_is_a_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"a":{"[" * 1000}{2**64}{"]" * 1000}}}\n')
+    (bad,) = read_shard(shards_of(path)[0])
+    assert isinstance(bad, BadRecord)
+    assert bad.error.message == f"{path} line 1: a whole number over 64 bits is nested too deep to be read"
 
 
 @pytest.mark.parametrize(
