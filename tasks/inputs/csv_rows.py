@@ -1,5 +1,4 @@
-"""CSV with a header: byte ranges that end between records, quoted newlines and all. Each field is text,
-and None where it is empty."""
+"""CSV with a header: byte ranges that end between records, quoted newlines and all. Each field is text."""
 
 from __future__ import annotations
 
@@ -102,8 +101,7 @@ class _Table:
             return Line(where, raw, error=f"{len(cells)} fields where the header has {len(self._names)}")
         fields = dict(zip(self._names, cells, strict=True))
         try:
-            # Known by its cells as they are written; an empty one is no label, image or conversation.
-            return Line(where, content_of(fields), {name: cell or None for name, cell in fields.items()})
+            return Line(where, content_of(fields), fields)
         except TypeError:
             return Line(where, raw, error="not UTF-8")
 

