@@ -33,6 +33,8 @@ GONE_SECONDS, ONLY_SERVER_SECONDS = 5.0, 240.0
 """How long a server may be unreachable: where others can do its work, and where there is no other."""
 MOST_TRIES = 8
 """Of a request that fails while others are answered."""
+MOST_FORBIDDEN = 16
+"""Requests in a row that a server may forbid, and still count as one that answers."""
 
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=MOST_WAIT_SECONDS)
 _TOKENS_METRIC = re.compile(rb"^\w+:generation_tokens_total(?:\{[^}]*\})? ([\d.e+]+)$", re.MULTILINE)
@@ -77,6 +79,7 @@ class Server:
         self._key = api_key(engine)
         self._gone_seconds = GONE_SECONDS if len(engine.base_urls) > 1 else ONLY_SERVER_SECONDS
         self._answered_at = 0.0
+        self._forbidden = 0
         self._metrics_url: str | None = self.url.removesuffix("/v1") + "/metrics"
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -134,7 +137,7 @@ class Server:
             except _Busy:
                 self._limiter.refused(sent_at)
                 raise
-            self._answered_at = time.monotonic()
+            self._answered_at, self._forbidden = time.monotonic(), 0
             self._limiter.finished(samples, count(answer))
         return answer
 
@@ -153,10 +156,14 @@ class Server:
             raise _Unreachable(message, wait)
         if status >= 500:
             raise _Broken(message, wait)
-        # A gateway may forbid one request for what it says; a wrong key or model lets none through.
-        if status in (401, 402, 429) or (status in (403, 404) and not self._answered_at):
+        if status in (401, 402, 429) or (status in (403, 404) and self._forbids_all()):
             raise EngineDeadError(f"{self.url}{_hint(status)}: {message}")
         raise Refused(status, message)
+
+    def _forbids_all(self) -> bool:
+        """A gateway may forbid one request for what it says; a wrong key or model lets none through."""
+        self._forbidden += 1
+        return not self._answered_at or self._forbidden > MOST_FORBIDDEN
 
     def _answer(self, response: httpx.Response) -> Json:
         """A completion, or an error that came with a status of success. Raises _Broken for anything else."""

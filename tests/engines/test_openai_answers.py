@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -104,6 +105,21 @@ def test_one_request_that_is_forbidden_is_its_records_error_once_the_server_has_
         ask(Script(refusal))
     with pytest.raises(EngineDeadError, match=words):
         ask(Script((200, completion()), (401, refusal[1])), times=2)
+
+
+def test_a_key_that_is_taken_back_is_no_fault_of_all_records() -> None:
+    server = Script((200, completion()), *[(403, {"error": {"message": "revoked"}})] * 100)
+
+    async def use(engine: OpenAIEngine) -> int:
+        prepared = engine.prepare(conversation(prompt="Hi"))
+        for number in range(100):
+            with contextlib.suppress(RecordError):
+                await engine.generate(str(number), prepared, Ask(n=1))
+        return server.served
+
+    with pytest.raises(EngineDeadError, match="revoked"):
+        with_engine(config(server.url), use, served="m")
+    assert server.served == 1 + openai_server.MOST_FORBIDDEN + 1
 
 
 @pytest.mark.parametrize(
