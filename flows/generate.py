@@ -26,6 +26,9 @@ if __name__ == "__main__":
     sys.path.insert(0, _ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
+    # What Prefect did not get to tell a server that ends with the run is nobody's concern.
+    os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
+
     from flows.command_line import parse
 
     _CONFIG = parse(sys.argv[1:])  # before anything else is imported: --help and wrong fields answer at once
