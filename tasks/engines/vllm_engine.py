@@ -67,7 +67,7 @@ class VLLMEngine:
         self._structured = sampling.structured
         # With a parser (engine.extra) vLLM lets the model reason first.
         self._all_structured = sampling.structured is not None and not config.structured_outputs_config.reasoning_parser
-        self._video_metadata_apart = _drops_video_metadata()
+        self._video_metadata_apart = _drops_video_metadata(config.model_config.hf_config.model_type)
         # A wrong setting shows here, not per record.
         self._params(Ask(n=sampling.n), Prompt(text="", token_ids=[0], length=1))
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
@@ -181,9 +181,11 @@ def _fuses_in_vain(args: Json, spec: EngineSpec) -> bool:
     return bool(spec.placement_group) or lacks_multicast()
 
 
-def _drops_video_metadata() -> bool:
-    """vLLM 0.26 takes a video's metadata and hands it on for some models only; without it, a processor takes the frames
-    for those of 24 a second."""
+def _drops_video_metadata(model_type: str) -> bool:
+    """vLLM 0.26 takes a video's metadata and hands it on for newer models only; without it, the processor of a Qwen2-VL
+    or Qwen2.5-VL takes the frames for those of 24 a second."""
+    if not model_type.startswith("qwen2"):
+        return False
     frame = np.zeros((1, 2, 2, 3), dtype=np.uint8)
     items: Any = MultiModalDataParser().parse_mm_data({"video": [(frame, {"fps": 1.0})]})["video"]
     return not items.metadata

@@ -21,7 +21,12 @@ from tasks.engines.base import EngineSpec
 
 class Core:
     def __init__(self, args):
-        model = Some(max_model_len=args["max_model_len"], dtype="float32", get_diff_sampling_param=dict)
+        model = Some(
+            max_model_len=args["max_model_len"],
+            dtype="float32",
+            get_diff_sampling_param=dict,
+            hf_config=Some(model_type="qwen2_5_vl"),
+        )
         scheduler = Some(max_num_seqs=8, max_num_batched_tokens=512)
         cache = Some(gpu_memory_utilization=0.9)
         structured = Some(reasoning_parser="")
@@ -46,6 +51,11 @@ spec = EngineSpec(number=0, config=config, model_path=model, key="key")
 for refusal in ("", "not this one"):
     engine = asyncio.run(vllm_engine.VLLMEngine.start(spec))
     print(json.dumps(engine._core.asked))
+for model_type in ("qwen2_5_vl", "qwen3_vl"):
+    parser = vllm_engine.MultiModalDataParser
+    vllm_engine.MultiModalDataParser = lambda: Some(parse_mm_data=lambda data: {"video": Some(metadata=[])})
+    print(json.dumps(vllm_engine._drops_video_metadata(model_type)))
+    vllm_engine.MultiModalDataParser = parser
 video = vllm_engine.Prompt("", [1], 1, {"video": [("frames", {"fps": 2.0})]}, {"do_resize": False})
 for engine._video_metadata_apart in (engine._video_metadata_apart, True):
     print(json.dumps(engine._processor_kwargs(video)))
@@ -119,11 +129,12 @@ def test_a_vision_engine_sees_an_image_before_it_is_ready() -> None:
     """With the settings that records' images have: vLLM loads the image processor once for each of them. One that the
     model refuses is told, and no more."""
     done = _run(START, models.cached(models.tiny_qwen25_vl))
-    seen, refused, as_it_is, apart = (json.loads(line) for line in done.stdout.splitlines()[-4:])
+    seen, refused, old, new, as_it_is, apart = (json.loads(line) for line in done.stdout.splitlines()[-6:])
     assert [seen, refused] == [[[1, {"do_resize": False}, 1]], []]
     assert "no first image: RuntimeError: not this one" in done.stderr
     # This vLLM hands a video's metadata on to the processor; an older one has to be given it apart.
     assert as_it_is == {"do_resize": False}
+    assert (old, new) == (True, False)
     assert apart == {"do_resize": False, "video_metadata": [{"fps": 2.0}]}
 
 
