@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config import EngineConfig
+from tasks.engines.devices import _full_name
 from tasks.engines.gpu_locks import FOLDER_VARIABLE, SharedGpus, gpus_for
 from tasks.errors import RunError
 from tests.processes import engines_of
@@ -101,3 +102,10 @@ def _wait_for_engine(folder: Path) -> int:
                 return pid
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_gpu_has_one_name_however_it_is_asked_for() -> None:
+    """CUDA takes the beginning of a UUID too: by another name another run would get the same GPU."""
+    uuids = ["GPU-8932f937-d72c", "GPU-11aa22bb-0000"]
+    names = {name: _full_name(name, uuids) for name in ("0", "1", "GPU-8932f937", "GPU-", "7", "MIG-1")}
+    assert names == {"0": uuids[0], "1": uuids[1], "GPU-8932f937": uuids[0], "GPU-": "GPU-", "7": "7", "MIG-1": "MIG-1"}

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from tasks.config import EngineConfig, GenerateConfig
+from tasks.config import EngineConfig, GenerateConfig, ModelConfig
 from tasks.engines.base import EngineSpec
 from tasks.engines.ray_cluster import Node, _connect, known_group, need_of, room
 from tasks.engines.vllm_args import engine_args
 from tasks.errors import RunError
+from tasks.records import ModelManifest
 from tests import pools
 from tests.flow_runs import wait_until
 from tests.pools import FakeRun, all_places
@@ -191,6 +192,26 @@ def test_a_node_with_another_model_or_without_the_dataset_is_refused(tmp_path: P
         EngineActor().prepare(config, Checks("probe", (), other, False))
     with pytest.raises(RunError, match=r"dataset.path: /data/x.jsonl is not there on node"):
         EngineActor().prepare(config, Checks("probe", ("/data/x.jsonl",), model, False))
+
+
+def test_a_node_fetches_the_commit_that_the_run_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By now the branch may be another one."""
+    from tasks.engines import ray_actor
+
+    config = GenerateConfig.model_validate(
+        {"model": {"source": "org/m"}, "dataset": {"path": "d"}, "output": {"path": str(tmp_path)}}
+    )
+    (tmp_path / "probe").touch()
+    asked: list[str | None] = []
+
+    def fetch(model: ModelConfig, dummy_weights: bool) -> ModelManifest:
+        asked.append(model.revision)
+        return ModelManifest(source=model.source, path="here", identity="i", revision=model.revision)
+
+    monkeypatch.setattr(ray_actor, "fetch_model", fetch)
+    began = ModelManifest(source="org/m", path="there", identity="i", revision="abc")
+    assert ray_actor.EngineActor().prepare(config, ray_actor.Checks("probe", (), began, False)) == "here"
+    assert asked == ["abc"]
 
 
 def _in_background(work: Callable[[], object]) -> Callable[[], None]:
