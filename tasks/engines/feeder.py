@@ -11,7 +11,6 @@ import base64
 import contextlib
 import hashlib
 import itertools
-import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from typing import Any
 from tasks.answers import extract_answer
 from tasks.config import GenerateConfig
 from tasks.engines.base import Ask, Engine, EngineDeadError, Generated, Prepared
+from tasks.engines.lengths import longest_first, own_max_tokens
 from tasks.engines.media_room import MediaRoom
 from tasks.engines.shard_work import Owed, ShardWork
 from tasks.prompts.conversation import Conversation, read_conversation
@@ -31,8 +31,6 @@ from tasks.shard_store import Row, ShardStore
 READ_BATCH = 32
 KNOWN_LENGTHS_BATCH = 1024
 """Records read at once where each tells its own max_tokens: the longest go first, so that none is left for the end."""
-LONGEST_SHARE = 0.1
-"""Of these records, how many go first. All in order of length would fill the KV cache with long ones alone."""
 PREPARE_AHEAD = 32
 """Records prepared and not yet in flight."""
 WRITE_TRIES = 3
@@ -176,7 +174,7 @@ class Feeder:
         if (kind := self._poison.get(record.original_index)) is not None:
             raise RecordError(kind, f"{record.where}: the engine died each time this record was generated")
         conversation = read_conversation(record, self._config.dataset, self._config.prompt)
-        max_tokens = _own_max_tokens(record.fields, self._config.sampling.max_tokens_field, record.where)
+        max_tokens = own_max_tokens(record.fields, self._config.sampling.max_tokens_field, record.where)
         prepared = self._engine.prepare(conversation)
         return _Ready(work, owed, conversation, prepared, max_tokens)
 
@@ -381,31 +379,3 @@ def record_seed(seed: int | None, original_index: int) -> int | None:
         return None
     digest = hashlib.sha256(f"{seed}:{original_index}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
-
-
-def longest_first(batch: list[Owed], max_tokens_field: str) -> list[Owed]:
-    """The tenth of the records that may generate most, longest first, then the others in their order."""
-
-    def most(owed: Owed) -> int:
-        value = getattr(owed.record, "fields", {}).get(max_tokens_field)
-        return value if isinstance(value, int) else 0
-
-    longest = sorted(batch, key=most, reverse=True)[: math.ceil(LONGEST_SHARE * len(batch))]
-    first = {owed.record.original_index for owed in longest}
-    return longest + [owed for owed in batch if owed.record.original_index not in first]
-
-
-def _own_max_tokens(fields: Json, name: str | None, where: str) -> int | None:
-    if name is None or fields.get(name) is None:
-        return None
-    value = fields[name]
-    if isinstance(value, str):
-        text = value.strip()
-        value = (int(text) if text.isdecimal() and len(text) < 19 else value) if text else None
-    elif isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RecordError("malformed_record", f"{where}: '{name}' must be a whole number above 0, got {value!r}")
-    return value

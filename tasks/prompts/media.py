@@ -181,9 +181,9 @@ def _from_base64(text: str, kind: Kind, where: str) -> bytes:
 
 
 def _normal(url: str) -> str:
-    """Without `.` and `..`, which name no folder in a store."""
+    """Without `.` and `..`, which name no folder in a store; `//` does."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{posixpath.normpath(rest)}"
+    return f"{scheme}://{posixpath.normpath(rest)}" if {".", ".."} & set(rest.split("/")) else url
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -12,7 +12,8 @@ import pytest
 
 from tasks.config import GenerateConfig
 from tasks.engines.base import Ask, EngineDeadError, EngineSpec, EngineStats, Generated, Prepared
-from tasks.engines.feeder import Feeder, _own_max_tokens, longest_first
+from tasks.engines.feeder import Feeder
+from tasks.engines.lengths import longest_first, own_max_tokens
 from tasks.engines.shard_work import Owed
 from tasks.prompts.base import Parsed
 from tasks.prompts.conversation import Conversation, text_of
@@ -25,7 +26,7 @@ from tests.inputs.tables import write_table
 
 
 def test_where_records_tell_their_length_the_longest_go_first() -> None:
-    lengths = [5, None, 700, "x", 40, *[7] * 14]
+    lengths = [5, None, "700", "x", 40.0, *[7] * 14]
     owed = [Owed(Record(i, "", "", {"max": value}), (0,)) for i, value in enumerate(lengths)]
     owed.append(Owed(BadRecord(19, "", "", RecordError("malformed_record", "no")), (0,)))
     order = [o.record.original_index for o in longest_first(owed, "max")]
@@ -92,14 +93,14 @@ def test_what_a_shutdown_breaks_off_is_owed_and_no_error_row(tmp_path: Path, pro
 @pytest.mark.parametrize(
     ("value", "expected"), [(8, 8), ("8", 8), (" 8 ", 8), (8.0, 8), ("", None), (" ", None), (None, None)]
 )
-def test_a_records_own_max_tokens(value: Any, expected: int | None) -> None:
-    assert _own_max_tokens({"max": value}, "max", "line 1") == expected
+def test_a_recordsown_max_tokens(value: Any, expected: int | None) -> None:
+    assert own_max_tokens({"max": value}, "max", "line 1") == expected
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 8.5, float("inf"), "x", "8.0", "-8", "0", "9" * 5000, [8]])
 def test_max_tokens_that_are_no_whole_number(value: Any) -> None:
     with pytest.raises(RecordError, match="line 1: 'max' must be a whole number above 0, got"):
-        _own_max_tokens({"max": value}, "max", "line 1")
+        own_max_tokens({"max": value}, "max", "line 1")
 
 
 def test_bytes_of_a_record_are_written_as_base64(tmp_path: Path) -> None:

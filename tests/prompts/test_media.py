@@ -21,7 +21,7 @@ from tasks.config import PromptConfig
 from tasks.inputs.roots import dataset_roots
 from tasks.prompts import make_format
 from tasks.prompts.base import Prompt
-from tasks.prompts.media import MediaReader
+from tasks.prompts.media import MediaReader, _normal
 from tasks.prompts.media_cache import ImageCache
 from tasks.prompts.vision import VisionFormat
 from tasks.records import RecordError
@@ -207,6 +207,10 @@ def test_dataset_in_an_object_store(vision: VisionFormat) -> None:
     assert refusal(remote, images=["../other/a.png"]).kind == "remote_media_not_allowed"
     for source in ("./images/a.png", "images/../images/a.png"):
         assert render(remote, images=[source]).multi_modal_data["image"][0].size == COFFEE_SIZE
+
+
+def test_only_dots_are_taken_out_of_a_stores_names() -> None:
+    assert [_normal(f"s3://b/{key}") for key in ("a//b.png", "./a/../b.png")] == ["s3://b/a//b.png", "s3://b/b.png"]
 
 
 def test_no_other_way_to_a_file_is_opened_by_allowing_urls(folder: Path) -> None:
